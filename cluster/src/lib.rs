@@ -1,0 +1,18 @@
+//! What gogate nodes agree on.
+//!
+//! A [`Cluster`] is this process's part in a Raft group that replicates a [`State`]: the registry of service
+//! instances, the gateway documents and the members. The promises it keeps (names from the project's
+//! design): P2 an acknowledged write is on the disks of a majority; P3 any node takes any call; P4 reads are
+//! linearizable unless asked to be stale; P5 an outcome that is not known is said to be unknown.
+//!
+//! Raft does not show here: `raft/` alone names the library, `storage/` alone names the disk, `state/` names
+//! neither a clock nor a file. Reading order: `handle`, then `state/mod`, then `batch` and `election`.
+
+pub mod state;
+
+mod handle;
+
+pub use handle::{
+    Changes, Cluster, ClusterConfig, Member, MemberReport, ProposeError, ReadError, StartError, Status,
+    Timers,
+};

@@ -1,0 +1,168 @@
+//! What can be asked of the replicated state, and what it answers.
+//!
+//! Invariant: these types are the wire and disk format (`storage::codec`). Variants and fields are only ever
+//! added at the end, in a new format version; an unknown variant stops a node, it is never skipped.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Instance, NodeId};
+
+/// One change, as proposed. [`super::State::apply`] is the only place that carries it out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// Time passed on the leader's monotonic clock, and these instances were heard from.
+    Tick {
+        /// Milliseconds since the term's previous tick, 0 for its first. Filled in by the leader's batcher.
+        elapsed_ms: u64,
+        /// Instances heard from at any node since the previous tick.
+        heartbeats: Vec<Heartbeat>,
+    },
+    /// Adds an instance, or replaces the one of the same id.
+    Register(Registration),
+    /// Removes an instance.
+    Deregister {
+        /// Which one.
+        id: Arc<str>,
+    },
+    /// Makes a new version of the gateway document.
+    PutDocument(NewDocument),
+    /// Makes a new version with the content of an old one.
+    RollbackDocument {
+        /// The version to take the content from.
+        to: u64,
+        /// If given, the version that must be the current one.
+        expected: Option<u64>,
+        /// Who asked.
+        by: String,
+        /// The proposer's wall clock, milliseconds since 1970: shown, never computed with.
+        at_ms: u64,
+    },
+    /// Gives a node its id, which is never used again. The same incarnation gets the same id.
+    AdmitNode(NewNode),
+}
+
+/// An instance was heard from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heartbeat {
+    /// Which instance.
+    pub id: Arc<str>,
+    /// The life that was heard from; a beat of an earlier life renews nothing.
+    pub epoch: u64,
+    /// How long before the tick it arrived, at most; so that it is not counted as later than it was.
+    pub age_ms: u64,
+}
+
+/// An instance to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// Unique in the cluster.
+    pub id: Arc<str>,
+    /// The service that it belongs to.
+    pub name: Arc<str>,
+    /// `host:port`.
+    pub address: String,
+    /// How long it lives without a heartbeat; 0: for ever.
+    pub ttl_ms: u64,
+    /// For the weighted balancers, at least 1.
+    pub weight: u32,
+    /// Free to use.
+    pub metadata: BTreeMap<String, String>,
+    /// Free to use, and to filter by.
+    pub tags: Vec<String>,
+}
+
+/// A gateway document to be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewDocument {
+    /// If given, the version that must be the current one (0: there is none yet).
+    pub expected: Option<u64>,
+    /// As the operator wrote it, YAML or JSON; validated before it is proposed.
+    pub content: Arc<str>,
+    /// Who asked.
+    pub by: String,
+    /// The proposer's wall clock, milliseconds since 1970: shown, never computed with.
+    pub at_ms: u64,
+}
+
+/// A node that asks to be part of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewNode {
+    /// Stable and unique.
+    pub name: String,
+    /// Made when its data folder was made: a wiped disk is another node.
+    pub incarnation: u64,
+    /// A founder brings its id along; a node that joins gets the next one.
+    pub id: Option<NodeId>,
+}
+
+/// What became of a [`Command`]. A refusal is a normal outcome, recorded like any other.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// The clock moved.
+    Ticked,
+    /// The instance as it is now.
+    Registered {
+        /// What is stored.
+        instance: Arc<Instance>,
+        /// False if it replaced one of the same id.
+        created: bool,
+        /// Until it expires unless it is heard from; none: never.
+        expires_in_ms: Option<u64>,
+    },
+    /// The instance is gone.
+    Deregistered {
+        /// The index of the removal.
+        index: u64,
+    },
+    /// The current document.
+    Documented {
+        /// Its version.
+        version: u64,
+        /// False if it equals what was current: then no version was made.
+        changed: bool,
+    },
+    /// The node's id.
+    Admitted {
+        /// Never used before, or this incarnation's own.
+        node: NodeId,
+    },
+    /// Nothing changed.
+    Refused(Refusal),
+}
+
+/// Why a [`Command`] changed nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// No such instance, or it expired.
+    #[error("no instance has the id `{id}`; it may have expired: register it again")]
+    UnknownInstance {
+        /// What was asked for.
+        id: Arc<str>,
+    },
+    /// The caller knew another version.
+    #[error("the current document is version {current}, not {expected}: read it and apply your change to it")]
+    StaleDocument {
+        /// What is current; 0: none.
+        current: u64,
+        /// What the caller expected.
+        expected: u64,
+    },
+    /// The version was never there, or is older than the history.
+    #[error("version {version} is not in the history, which holds {oldest} to {newest}")]
+    UnknownVersion {
+        /// What was asked for.
+        version: u64,
+        /// The oldest there is; 0: none.
+        oldest: u64,
+        /// The newest there is; 0: none.
+        newest: u64,
+    },
+    /// An id that was used before.
+    #[error("node id {node} was used before")]
+    UsedNode {
+        /// Which id.
+        node: NodeId,
+    },
+}

@@ -1,0 +1,48 @@
+//! Which node ids were ever given: an id is never used twice.
+//!
+//! Who votes is the Raft group's own record (`raft`); this one remembers the dead as well, so that a disk that
+//! was wiped, or a backup of one, cannot come back as somebody it is not.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    NodeId,
+    command::{NewNode, Refusal},
+};
+
+/// Every node that was ever admitted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Members {
+    admitted: BTreeMap<NodeId, Admitted>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Admitted {
+    name: String,
+    incarnation: u64,
+}
+
+// === impl Members ===
+
+impl Members {
+    /// The id of the node with this incarnation.
+    #[must_use]
+    pub fn by_incarnation(&self, incarnation: u64) -> Option<NodeId> {
+        self.admitted.iter().find(|(_, node)| node.incarnation == incarnation).map(|(id, _)| *id)
+    }
+
+    pub(super) fn admit(&mut self, node: NewNode) -> Result<NodeId, Refusal> {
+        let NewNode { name, incarnation, id } = node;
+        if let Some(known) = self.by_incarnation(incarnation) {
+            return Ok(known);
+        }
+        let id = id.unwrap_or_else(|| self.admitted.last_key_value().map_or(1, |(id, _)| id + 1));
+        if self.admitted.contains_key(&id) {
+            return Err(Refusal::UsedNode { node: id });
+        }
+        self.admitted.insert(id, Admitted { name, incarnation });
+        Ok(id)
+    }
+}

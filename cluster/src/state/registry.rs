@@ -1,0 +1,158 @@
+//! The registry: which service instances exist, and when a silent one vanishes.
+//!
+//! Invariants: `instances`, `services` and `deadlines` tell of the same instances; an instance expires at a
+//! tick and nowhere else; a beat renews only the life (epoch) that it was sent by. Neighbours: `State::apply`
+//! calls, `clock` says what time it is.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::command::{Heartbeat, Registration};
+
+/// An endpoint that was registered and lives by heartbeats.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// Unique in the cluster.
+    pub id: Arc<str>,
+    /// The service that it belongs to.
+    pub name: Arc<str>,
+    /// `host:port`.
+    pub address: String,
+    /// How long it lives without a heartbeat; 0: for ever.
+    pub ttl_ms: u64,
+    /// For the weighted balancers, at least 1.
+    pub weight: u32,
+    /// Free to use.
+    pub metadata: BTreeMap<String, String>,
+    /// Free to use, and to filter by.
+    pub tags: Vec<String>,
+    /// The index at which this life began: a new one for every registration.
+    pub epoch: u64,
+}
+
+/// All instances, by id, by service and by deadline.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registry {
+    instances: BTreeMap<Arc<str>, Life>,
+    services: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
+    deadlines: BTreeSet<(u64, Arc<str>)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Life {
+    instance: Arc<Instance>,
+    /// On the log clock; none: for ever.
+    deadline_ms: Option<u64>,
+}
+
+// === impl Registry ===
+
+impl Registry {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.instances.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.instances.is_empty()
+    }
+
+    /// The instance with this id.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&Arc<Instance>> {
+        self.instances.get(id).map(|life| &life.instance)
+    }
+
+    /// All of them, ordered by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        self.instances.values().map(|life| &life.instance)
+    }
+
+    /// Those of one service, ordered by id.
+    pub fn of_service(&self, name: &str) -> impl Iterator<Item = &Arc<Instance>> {
+        self.services.get(name).into_iter().flatten().filter_map(|id| self.get(id))
+    }
+
+    /// The names of the services that have instances, with how many.
+    pub fn services(&self) -> impl Iterator<Item = (&Arc<str>, usize)> {
+        self.services.iter().map(|(name, ids)| (name, ids.len()))
+    }
+
+    pub(super) fn deadline_ms(&self, id: &str) -> Option<u64> {
+        self.instances.get(id)?.deadline_ms
+    }
+
+    /// What was there under this id, and what is there now.
+    pub(super) fn register(
+        &mut self,
+        registration: Registration,
+        index: u64,
+        now_ms: u64,
+    ) -> (Option<Arc<Instance>>, Arc<Instance>) {
+        let was = self.remove(&registration.id);
+        let Registration { id, name, address, ttl_ms, weight, metadata, tags } = registration;
+        let instance = Arc::new(Instance {
+            id: id.clone(),
+            name: name.clone(),
+            address,
+            ttl_ms,
+            weight,
+            metadata,
+            tags,
+            epoch: index,
+        });
+        let deadline_ms = (ttl_ms > 0).then(|| now_ms.saturating_add(ttl_ms));
+        if let Some(deadline_ms) = deadline_ms {
+            self.deadlines.insert((deadline_ms, id.clone()));
+        }
+        self.services.entry(name).or_default().insert(id.clone());
+        self.instances.insert(id, Life { instance: instance.clone(), deadline_ms });
+        (was, instance)
+    }
+
+    pub(super) fn remove(&mut self, id: &str) -> Option<Arc<Instance>> {
+        let Life { instance, deadline_ms } = self.instances.remove(id)?;
+        if let Some(deadline_ms) = deadline_ms {
+            self.deadlines.remove(&(deadline_ms, instance.id.clone()));
+        }
+        if let Some(ids) = self.services.get_mut(&instance.name) {
+            ids.remove(id);
+            if ids.is_empty() {
+                self.services.remove(&instance.name);
+            }
+        }
+        Some(instance)
+    }
+
+    /// Gives the life that was heard from its whole TTL, counted from when it was heard. Never shortens one.
+    pub(super) fn renew(&mut self, heartbeat: &Heartbeat, now_ms: u64) {
+        let Some(life) = self.instances.get_mut(&heartbeat.id) else { return };
+        let Some(deadline_ms) = life.deadline_ms else { return };
+        let renewed_ms = now_ms.saturating_add(life.instance.ttl_ms).saturating_sub(heartbeat.age_ms);
+        if life.instance.epoch != heartbeat.epoch || renewed_ms <= deadline_ms {
+            return;
+        }
+        life.deadline_ms = Some(renewed_ms);
+        self.deadlines.remove(&(deadline_ms, life.instance.id.clone()));
+        self.deadlines.insert((renewed_ms, life.instance.id.clone()));
+    }
+
+    /// Removes what is due, in the order of the deadlines.
+    pub(super) fn expire(&mut self, now_ms: u64) -> Vec<Arc<Instance>> {
+        let mut expired = Vec::new();
+        while let Some((deadline_ms, id)) = self.deadlines.first().cloned() {
+            if deadline_ms > now_ms {
+                break;
+            }
+            expired.extend(self.remove(&id));
+        }
+        expired
+    }
+}

@@ -1,0 +1,9 @@
+//! The gRPC interfaces of gogate: messages and stubs generated from `gogate/v1/*.proto`.
+//!
+//! Nothing is written by hand here; the comments are in the `.proto` files.
+
+/// `gogate.v1`: node to node (`peer.proto`).
+#[allow(missing_docs, clippy::all)]
+pub mod v1 {
+    tonic::include_proto!("gogate.v1");
+}

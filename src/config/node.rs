@@ -1,0 +1,72 @@
+//! What one process runs on: the node file, the environment and the flags, every default resolved.
+//!
+//! Invariant: nothing is left to check. Neighbours: `node_file` fills the written form, [`NodeConfig`] is
+//! what `crate::node` wires.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+/// One process's own settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// Stable and unique in the cluster.
+    pub name: String,
+    /// Where the store and the identity lie.
+    pub data_dir: PathBuf,
+    /// Threads of the data plane; at least 1 (0 in the file: one per core).
+    pub workers: usize,
+    /// Where the admin API listens.
+    pub admin_listen: SocketAddr,
+    /// Where other nodes reach this one's gRPC service from, and where it listens.
+    pub peer_listen: SocketAddr,
+    /// `host:port` told to the other nodes; the listen address unless set.
+    pub peer_advertise: String,
+    /// The shared secret's content; none: peers are believed (loopback only, unless `insecure`).
+    pub peer_secret: Option<String>,
+    /// The group to be part of; none: a cluster of one.
+    pub cluster: Option<ClusterConfig>,
+    /// Listener name → the address to open instead of the document's.
+    pub bind: BTreeMap<String, SocketAddr>,
+    /// The gateway document's file, if this node has one.
+    pub gateway_file: Option<PathBuf>,
+    /// Whether to propose the file when it changes.
+    pub gateway_watch: bool,
+    /// How long to go on accepting after becoming unready.
+    pub drain_wait: Duration,
+    /// How long work may take to finish after that.
+    pub drain_deadline: Duration,
+    /// Logging.
+    pub log: LogConfig,
+    /// Whether addresses beyond loopback may do without credentials.
+    pub insecure: bool,
+}
+
+/// The group to be part of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterConfig {
+    /// The cluster's name: a data folder of another one is refused.
+    pub name: String,
+    /// How many nodes form it on the first start.
+    pub expect: usize,
+    /// `host:port` of the peers, this node among them or not.
+    pub peers: Vec<String>,
+    /// Voter or learner.
+    pub role: Role,
+}
+
+/// What a node is in the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It votes.
+    Voter,
+    /// It follows and serves.
+    Learner,
+}
+
+/// How the process logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A `tracing` filter: `info`, `gogate=debug,warn`.
+    pub level: String,
+    /// One JSON object a line instead of text.
+    pub json: bool,
+}
