@@ -9,6 +9,7 @@
 //! neither a clock nor a file. Reading order: `handle`, then `state/mod`, then `batch` and `election`.
 
 pub mod state;
+pub mod storage;
 
 mod handle;
 
