@@ -399,11 +399,10 @@ pub fn parse_size(text: &str) -> Option<u64> {
 #[must_use]
 pub fn written(duration: Duration) -> String {
     let ms = duration.as_millis();
-    match ms {
-        _ if ms == 0 || ms % 1_000 != 0 => format!("{ms}ms"),
-        _ if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
-        _ if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
-        _ => format!("{}s", ms / 1_000),
+    let units = [("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+    match units.iter().find(|(_, unit_ms)| ms > 0 && ms.is_multiple_of(*unit_ms)) {
+        Some((unit, unit_ms)) => format!("{}{unit}", ms / unit_ms),
+        None => format!("{ms}ms"),
     }
 }
 
