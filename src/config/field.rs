@@ -348,7 +348,10 @@ fn described(node: &Node) -> String {
     }
 }
 
-/// The rule of names is the answer when `name` breaks it.
+/// Whether `name` can name a node, a listener, a service or a route.
+///
+/// # Errors
+/// The rule that it breaks.
 pub fn check_name(name: &str) -> Result<(), &'static str> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let starts = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
@@ -359,7 +362,10 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// `250ms`, `5s`, `1m`, `24h`. The error is a suggestion, if there is one.
+/// `250ms`, `5s`, `1m`, `24h`.
+///
+/// # Errors
+/// What to write instead, if that can be said.
 pub fn parse_duration(text: &str) -> Result<Duration, Option<String>> {
     let text = text.trim();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();

@@ -14,8 +14,10 @@ mod address;
 mod field;
 mod yaml;
 
+pub use address::{Refusal, reach};
+pub use field::{check_name, parse_duration, parse_size};
 pub use problem::Problem;
-pub use yaml::text;
+pub use yaml::{TEXT_BYTES_MAX, text};
 
 /// The two inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
