@@ -93,7 +93,7 @@ pub fn document(text: &str) -> Result<Document, Vec<Problem>> {
     let Some(root) = root.filter(|root| !super::field::is_null(root)) else {
         return Err(vec![Problem::general(
             "the document is empty",
-            Some(format!("a minimal one:\n{EXAMPLE}")),
+            Some(format!("a minimal one:\n{}", EXAMPLE.trim_end())),
         )]);
     };
     let field = Field { node: &root, path: String::new(), report: &report };

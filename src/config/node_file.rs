@@ -33,7 +33,7 @@ const DRAIN: Keys = Keys { known: &["wait", "deadline"], later: &[] };
 const LOG: Keys = Keys { known: &["level", "format"], later: &["access"] };
 
 /// Every path that a variable or a flag may set, beside `bind.<listener>`.
-const PATHS: &[&str] = &[
+pub(super) const PATHS: &[&str] = &[
     "node.name",
     "node.data_dir",
     "node.workers",
