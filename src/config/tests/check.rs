@@ -363,11 +363,12 @@ fn two_routes_that_match_the_same_are_refused() {
         "- { name: a, service: api, listeners: [web, secure], match: { host: A.com, path: /x, methods: [GET, PUT] } }
 - { name: b, service: cart, listeners: [secure, web], match: { host: a.com, path: /x, methods: [PUT, GET] } }
 - { name: c, service: api, match: { host: a.com, path: /x, methods: [PUT, GET] } }
-- { name: d, service: api, match: { host: a.com, path_prefix: /x } }
+- { name: d, service: api, match: { host: a.com, path_prefix: /x }, listeners: [web] }
 - { name: e, service: api, match: { path_prefix: / } }
 - { name: f, service: api }
 ",
         "f:5: routes[1]: route `b` matches exactly what route `a` on line 4 matches (remove one, or change its match)
+         f:6: routes[2]: route `c` matches exactly what route `a` on line 4 matches (remove one, or change its match)
          f:9: routes[5]: route `f` matches exactly what route `e` on line 8 matches (remove one, or change its match)",
     );
 }
@@ -523,6 +524,8 @@ fn large_texts_are_read_in_time_or_refused() {
     text.extend((0..10_000).map(route));
     assert_eq!(valid(&text).routes.len(), 10_000);
 
+    let wrong = text.replace("service: service-", "service: servize-");
+    assert_eq!(document(&wrong).unwrap_err().len(), super::super::problem::PROBLEMS_MAX + 1);
     let long_line = format!("routes: [{}]", "1,".repeat(400_000));
     assert_eq!(document(&long_line).unwrap_err().len(), super::super::problem::PROBLEMS_MAX + 1);
     let unknown: String = (0..50_000).map(|n| format!("key{n}: 1\n")).collect();
