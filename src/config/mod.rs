@@ -12,6 +12,7 @@ pub mod problem;
 
 mod address;
 mod field;
+mod given;
 mod yaml;
 
 pub use address::{Refusal, reach};

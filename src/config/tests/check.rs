@@ -122,7 +122,7 @@ fn every_key_is_in_the_documentation() {
     for key in keys.iter().flat_map(|keys| keys.known.iter().chain(keys.later)) {
         assert!(mentions(key), "docs/configuration.md does not say what `{key}` is");
     }
-    for path in super::super::node_file::PATHS {
+    for path in super::super::given::PATHS {
         let section = path.rsplit_once('.').map_or(*path, |(section, _)| section);
         let said = page.contains(&format!("`{path}`")) || page.contains(&format!("`{section}`"));
         assert!(said, "docs/configuration.md does not say what `{path}` is");
