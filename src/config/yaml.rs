@@ -5,7 +5,7 @@
 //! The library's own loader keeps the last of two equal keys and copies aliases freely, so the tree is
 //! built here from its events. Neighbours: `field` walks the tree.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fs::File, io::Read, path::Path};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
@@ -76,6 +76,21 @@ struct Builder {
     weight: usize,
     root: Option<Node>,
     documents: usize,
+}
+
+/// The text of a file; no more is read of it than a text may have.
+///
+/// # Errors
+/// When it cannot be read or is not UTF-8.
+pub fn read(file: &Path) -> Result<String, Problem> {
+    let mut bytes = Vec::new();
+    let bound = TEXT_BYTES_MAX as u64 + 1;
+    let read = File::open(file).and_then(|file| file.take(bound).read_to_end(&mut bytes));
+    read.map_err(|error| Problem::general(format!("cannot be read: {error}"), None))?;
+    if bytes.len() > TEXT_BYTES_MAX {
+        return Err(Problem::general(format!("the file has more than {TEXT_BYTES_MAX} bytes"), None));
+    }
+    text(&bytes).map(str::to_owned)
 }
 
 /// The text of a file or body, or why it is none.
