@@ -93,10 +93,7 @@ pub fn check(text: &str) -> Result<(), Vec<Problem>> {
 }
 
 fn read_file(file: &Path) -> Result<Option<Node>, Problem> {
-    let bytes = std::fs::read(file).map_err(|error| {
-        Problem::general(format!("cannot be read: {error}"), Some("check --config".into()))
-    })?;
-    let root = yaml::parse(yaml::text(&bytes)?)?;
+    let root = yaml::parse(&yaml::read(file)?)?;
     // A file of comments only sets nothing, as a missing file would.
     Ok(root.filter(|root| !is_null(root)))
 }

@@ -251,7 +251,7 @@ fn listeners_have_addresses_of_their_own() {
     );
     for (address, expected) in [
         ("8080", "`8080` has no port (write \"127.0.0.1:8080\")"),
-        (":8080", "`` is not an IP address (write \"0.0.0.0:8080\" for every interface)"),
+        (":8080", "the IP address is missing (write \"0.0.0.0:8080\" for every interface)"),
         ("localhost:80", "`localhost` is not an IP address (write \"127.0.0.1:80\")"),
         (
             "web.example.com:80",
@@ -511,6 +511,12 @@ fn aliases_cannot_make_a_small_text_large_or_deep() {
     assert!(only_problem(&chain).contains("nested more than 64 levels"));
     assert!(only_problem(&long).contains("more than 1000000 values"));
     assert!(only_problem("a: &a [*a]").contains("alias inside the value"));
+}
+
+#[test]
+fn an_endless_file_is_not_read_to_its_end() {
+    let problem = yaml::read(std::path::Path::new("/dev/zero")).unwrap_err();
+    assert_eq!(problem.to_string(), "the file has more than 8388608 bytes");
 }
 
 #[test]
