@@ -34,7 +34,7 @@ const DRAIN: Keys = Keys { known: &["wait", "deadline"], later: &[] };
 const LOG: Keys = Keys { known: &["level", "format"], later: &["access"] };
 
 /// A secret is a line, not a book: a larger file is the wrong one.
-const SECRET_BYTES_MAX: u64 = 4096;
+const SECRET_BYTES_MAX: usize = 4096;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -371,16 +371,12 @@ fn is_loopback(address: SocketAddr) -> bool {
 /// The secret's file, without the space around it.
 fn secret(path: &Path) -> Result<String, (String, &'static str)> {
     let shown = path.display();
-    let problem =
-        |error| (format!("{shown} cannot be read: {error}"), "write the shared secret into that file");
-    let size = std::fs::metadata(path).map_err(problem)?.len();
-    if size > SECRET_BYTES_MAX {
-        return Err((
-            format!("{shown} has {size} bytes, more than {SECRET_BYTES_MAX}"),
-            "name the right file",
-        ));
+    let bytes = yaml::read_at_most(path, SECRET_BYTES_MAX + 1).map_err(|error| {
+        (format!("{shown} cannot be read: {error}"), "write the shared secret into that file")
+    })?;
+    if bytes.len() > SECRET_BYTES_MAX {
+        return Err((format!("{shown} has more than {SECRET_BYTES_MAX} bytes"), "name the right file"));
     }
-    let bytes = std::fs::read(path).map_err(problem)?;
     let text = std::str::from_utf8(&bytes).map(str::trim);
     match text {
         Ok("") => Err((format!("{shown} is empty"), "write the shared secret into it")),
