@@ -6,13 +6,19 @@
 //! and in which order, `codec` alone turns types into bytes.
 
 pub mod codec;
+mod folder;
+mod frame;
+mod guard;
 mod memory;
+mod sled;
 
 use std::{ops::Range, path::PathBuf};
 
 use bytes::Bytes;
 
 pub use memory::MemoryLog;
+
+pub use self::sled::SledLog;
 
 /// What goes wrong with a disk.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +50,13 @@ pub enum Meta {
     Committed,
     /// The last log id that was purged.
     Purged,
+}
+
+// === impl Meta ===
+
+impl Meta {
+    /// Each of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Vote, Self::Committed, Self::Purged];
 }
 
 /// A log of records numbered without gaps, with a few small values beside it.
