@@ -77,8 +77,8 @@ const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 /// A batch of sled's is closed when it has grown to this: it holds its buffers in memory until it is whole.
 const BATCH_BYTES: usize = 256 * 1024;
 
-/// Keys that one batch removes at most.
-const BATCH_KEYS: usize = 2048;
+/// Records that one batch removes at most.
+const BATCH_RECORDS: u64 = 256;
 
 /// How long sled may take to let go of a file that this process has just closed.
 const LINGER: Duration = Duration::from_secs(5);
@@ -203,8 +203,10 @@ impl SledLog {
 
     /// Every key of the records in `range`.
     fn keys(&self, range: Range<u64>) -> Result<Vec<sled::IVec>, StorageError> {
-        let keys = self.db.range(record_key(range.start, 0)..record_key(range.end, 0)).keys();
-        keys.collect::<Result<_, _>>().map_err(|error| sled_error(&self.path, error))
+        guard::quietly(&self.path, || {
+            let keys = self.db.range(record_key(range.start, 0)..record_key(range.end, 0)).keys();
+            keys.collect::<Result<_, _>>().map_err(|error| sled_error(&self.path, error))
+        })
     }
 }
 
@@ -240,18 +242,20 @@ impl LogStore for SledLog {
     fn truncate(&self, index: u64) -> Result<(), StorageError> {
         // From the end backwards, so that what is left has no gap wherever this stops.
         loop {
-            let Head { first, next, .. } = self.head();
-            let index = index.max(first);
-            if index >= next {
+            let head = self.head();
+            let index = index.max(head.first);
+            if index >= head.next {
                 return Ok(());
             }
-            let from = index.max(next.saturating_sub(BATCH_KEYS as u64));
-            let keys = self.keys(from..next)?;
-            let chain =
-                match self.db.get(record_key(from, 0)).map_err(|error| sled_error(&self.path, error))? {
-                    Some(chunk) => frame::chained_to(&chunk).map_err(|problem| self.damaged(problem))?,
-                    None => return Err(self.damaged(format!("record {from} is missing"))),
-                };
+            let from = index.max(head.next.saturating_sub(BATCH_RECORDS));
+            let keys = self.keys(from..head.next)?;
+            let mut chain = head.chain;
+            guard::quietly(&self.path, || {
+                each_record(&self.db, &self.path, from..from + 1, |_, sealed, _| {
+                    chain = frame::chained_to(sealed).map_err(|problem| self.damaged(problem))?;
+                    Ok(())
+                })
+            })?;
             self.write(|batch, head| {
                 keys.into_iter().for_each(|key| batch.remove(key));
                 head.next = from;
@@ -269,7 +273,7 @@ impl LogStore for SledLog {
             if first >= end {
                 return Ok(());
             }
-            let end = end.min(first + BATCH_KEYS as u64);
+            let end = end.min(first + BATCH_RECORDS);
             let keys = self.keys(first..end)?;
             self.write(|batch, head| {
                 keys.into_iter().for_each(|key| batch.remove(key));
@@ -421,7 +425,7 @@ fn prepare(path: &Path) -> Result<u64, StorageError> {
 fn open_sled(path: &Path) -> Result<sled::Db, StorageError> {
     let config = sled::Config::new()
         .path(path)
-        .mode(sled::Mode::HighThroughput)
+        .mode(sled::Mode::LowSpace)
         .cache_capacity(CACHE_BYTES)
         .segment_size(SEGMENT_BYTES)
         .use_compression(false)
