@@ -6,17 +6,23 @@
 //! and in which order, `codec` alone turns types into bytes.
 
 pub mod codec;
+mod data_dir;
 mod folder;
 mod frame;
 mod guard;
+mod identity;
 mod memory;
 mod sled;
+mod snapshot;
 
 use std::{ops::Range, path::PathBuf};
 
 use bytes::Bytes;
 
+pub use data_dir::{DataDir, Owner};
+pub use identity::Identity;
 pub use memory::MemoryLog;
+pub use snapshot::{Snapshot, Snapshots};
 
 pub use self::sled::SledLog;
 
@@ -37,6 +43,14 @@ pub enum StorageError {
         /// Which file or folder.
         path: PathBuf,
         /// What was found.
+        problem: String,
+    },
+    /// It is somebody else's.
+    #[error("{path}: {problem}")]
+    Refused {
+        /// Which folder.
+        path: PathBuf,
+        /// Whose it is, and what to do.
         problem: String,
     },
 }

@@ -156,9 +156,14 @@ impl SledLog {
         Ok(log)
     }
 
+    /// The index of the first record that is there, or of the next one if there is none: what was purged lies
+    /// before it.
+    pub(super) fn first(&self) -> u64 {
+        self.head().first
+    }
+
     /// Whether `path` holds a log that was formed.
-    #[must_use]
-    pub fn exists(path: &Path) -> bool {
+    pub(super) fn exists(path: &Path) -> bool {
         path.join("watermark").exists()
     }
 
