@@ -1,1 +1,3 @@
-fn main() {}
+//! The cluster crate from outside.
+
+mod log_recovery;
