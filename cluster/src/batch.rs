@@ -140,7 +140,9 @@ impl Proposer {
     async fn submit(&self, commands: Vec<Command>, origin: Origin, timeout: Duration) -> Answer {
         let bytes = commands.iter().map(weight).sum();
         if bytes > COMMAND_BYTES_MAX.max(2 * BATCH_BYTES_MAX) {
-            return Err(not_done(format!("{bytes} bytes are more than the {COMMAND_BYTES_MAX} of one write")));
+            return Err(not_done(format!(
+                "{bytes} bytes are more than the {COMMAND_BYTES_MAX} of one write"
+            )));
         }
         let now = Instant::now();
         let deadline = now + timeout;
@@ -148,7 +150,9 @@ impl Proposer {
         let (answer, answered) = oneshot::channel();
         let submission = Submission { commands, bytes, origin, deadline, give_up, answer };
         self.queue.try_send(submission).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => not_done("too many writes are waiting on this node".to_owned()),
+            mpsc::error::TrySendError::Full(_) => {
+                not_done("too many writes are waiting on this node".to_owned())
+            }
             mpsc::error::TrySendError::Closed(_) => not_done("this node is stopping".to_owned()),
         })?;
         match tokio::time::timeout_at(deadline.into(), answered).await {
@@ -166,7 +170,8 @@ fn weight(command: &Command) -> usize {
         + match command {
             Command::Tick { heartbeats, .. } => heartbeats.iter().map(|beat| beat.id.len() + 16).sum(),
             Command::Register(registration) => {
-                let metadata: usize = registration.metadata.iter().map(|(key, value)| key.len() + value.len() + 4).sum();
+                let metadata: usize =
+                    registration.metadata.iter().map(|(key, value)| key.len() + value.len() + 4).sum();
                 let tags: usize = registration.tags.iter().map(|tag| tag.len() + 2).sum();
                 registration.id.len() + registration.name.len() + registration.address.len() + metadata + tags
             }
@@ -444,7 +449,8 @@ impl TickClock {
             Some(Command::Tick { elapsed_ms, .. }) => {
                 *elapsed_ms = since_ms;
                 // Only whole milliseconds were told: the rest counts for the next tick.
-                self.ticked = Some(self.ticked.map_or(now, |ticked| ticked + Duration::from_millis(since_ms)));
+                self.ticked =
+                    Some(self.ticked.map_or(now, |ticked| ticked + Duration::from_millis(since_ms)));
                 0
             }
             _ => since_ms,

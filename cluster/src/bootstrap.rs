@@ -227,7 +227,9 @@ impl Door {
         self.keep(|identity| {
             let own = founders.iter().find(|(_, record)| record.incarnation == identity.incarnation);
             let Some((id, _)) = own else {
-                return Err(format!("node `{name}` is not who the founder thinks: its data folder is another one"));
+                return Err(format!(
+                    "node `{name}` is not who the founder thinks: its data folder is another one"
+                ));
             };
             let same_id = identity.node.is_none_or(|known| known == *id);
             let same_uuid = identity.cluster_uuid.as_ref().is_none_or(|uuid| *uuid == request.cluster_uuid);
@@ -458,7 +460,9 @@ async fn join(door: &Door, address: &str) -> Result<Option<String>, StartError> 
         }
         Err(status) => Ok(Some(format!("waiting to join through {address}: {}", reason(&status)))),
         Ok(reply) if !reply.refused.is_empty() => Err(door.error(reply.refused)),
-        Ok(reply) if reply.node == 0 => Ok(Some(format!("waiting to join through {address}: {}", reply.retry))),
+        Ok(reply) if reply.node == 0 => {
+            Ok(Some(format!("waiting to join through {address}: {}", reply.retry)))
+        }
         Ok(reply) => {
             tracing::info!(node = reply.node, uuid = %reply.cluster_uuid, "this node joins the cluster");
             door.keep(|identity| {
@@ -494,7 +498,8 @@ pub(crate) async fn complete_forming(door: Arc<Door>, node: Arc<Node>) {
     let mut progress = Progress::new();
     loop {
         let Some(identity) = door.kept() else { return };
-        let founds = identity.founders.first().is_some_and(|(_, first)| first.incarnation == identity.incarnation);
+        let founds =
+            identity.founders.first().is_some_and(|(_, first)| first.incarnation == identity.incarnation);
         if !founds || !node.core.is_pristine().await {
             return;
         }

@@ -167,10 +167,11 @@ impl Election {
                 let link = self.links.member(*id, node);
                 let message = v1::VoteRequest {
                     vote: None,
-                    last_log: self
-                        .core
-                        .last_log()
-                        .map(|last| v1::LogId { term: last.term, node: last.node, index: last.index }),
+                    last_log: self.core.last_log().map(|last| v1::LogId {
+                        term: last.term,
+                        node: last.node,
+                        index: last.index,
+                    }),
                 };
                 questions.push(async move {
                     let request = link.request(message, Some(QUESTION_TIMEOUT));

@@ -9,8 +9,10 @@ use gogate_proto::v1;
 use tonic::{Code, Status};
 
 use crate::{
+    handle::ProposeError,
+    node::Node,
     raft::{Link, Roles},
-    state::{Command, Outcome},
+    state::{Command, Heartbeat, NodeId, Outcome},
     storage::codec,
 };
 
@@ -30,8 +32,16 @@ pub(crate) enum Forwarded {
 /// After another node has been seen to lead, the old leader's answer is waited for this long.
 const OLD_LEADER_GRACE: Duration = Duration::from_millis(100);
 
+/// Heartbeats are passed on again soon.
+const HEARTBEATS_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Passes `commands` on and waits for the answer until `deadline`, or until another leader stands.
-pub(crate) async fn to_leader(link: &Link, roles: Roles, commands: &[Command], deadline: Instant) -> Forwarded {
+pub(crate) async fn to_leader(
+    link: &Link,
+    roles: Roles,
+    commands: &[Command],
+    deadline: Instant,
+) -> Forwarded {
     let timeout = deadline.saturating_duration_since(Instant::now());
     let request = v1::ProposeRequest {
         commands: commands.iter().map(codec::encode).collect(),
@@ -85,8 +95,30 @@ pub(crate) fn never_sent(status: &Status) -> bool {
     false
 }
 
+/// Passes heartbeats on to the leader, or keeps them here if that is this node.
+pub(crate) async fn heartbeats(node: &Node, heartbeats: Vec<Heartbeat>) -> Result<(), ProposeError> {
+    let not_done = |reason: String| ProposeError::NotDone { reason };
+    let roles = node.core.roles();
+    if roles.leading().is_some() {
+        return node.inbox.put(heartbeats, Instant::now()).map_err(not_done);
+    }
+    let membership = roles.membership();
+    let leader = roles.leader().and_then(|leader| Some((leader, membership.nodes.get(&leader)?)));
+    let Some((leader, record)) = leader else { return Err(not_done("no leader is known".to_owned())) };
+    let beats = heartbeats
+        .into_iter()
+        .map(|beat| v1::Heartbeat { id: beat.id.to_string(), epoch: beat.epoch, age_ms: beat.age_ms })
+        .collect();
+    let link = node.links.member(leader, record);
+    let request = link.request(v1::HeartbeatsRequest { heartbeats: beats }, Some(HEARTBEATS_TIMEOUT));
+    match link.client().heartbeats(request).await {
+        Ok(_) => Ok(()),
+        Err(status) => Err(not_done(format!("the leader did not take the heartbeats: {}", status.message()))),
+    }
+}
+
 /// Resolves some time after a node other than `leader` was seen to lead.
-async fn deposed(mut roles: Roles, leader: crate::state::NodeId) {
+async fn deposed(mut roles: Roles, leader: NodeId) {
     while roles.leader().is_none_or(|now| now == leader) {
         if !roles.changed().await {
             // The core is gone: the deadline ends the wait.

@@ -197,6 +197,7 @@ struct Running {
 pub struct Changes {
     inner: broadcast::Receiver<Arc<[Change]>>,
     replica: Arc<Replica>,
+    stop: watch::Receiver<bool>,
 }
 
 /// How long the calls of peers may go on after the end was announced.
@@ -223,8 +224,18 @@ impl Cluster {
     /// Opens the store, serves the peers, forms the group or joins it. Returns once this node has its id and
     /// its last known state is readable; it does not wait for a leader.
     pub async fn start(config: ClusterConfig) -> Result<Self, StartError> {
-        let ClusterConfig { name, data_dir, cluster_name, expect, peers, learner, listener, advertise, admin, .. } =
-            config;
+        let ClusterConfig {
+            name,
+            data_dir,
+            cluster_name,
+            expect,
+            peers,
+            learner,
+            listener,
+            advertise,
+            admin,
+            ..
+        } = config;
         let refused = |problem| StartError::Bootstrap { cluster: cluster_name.clone(), problem };
         let links = Links::new(config.secret.as_deref()).map_err(refused)?;
         let dir = open_dir(&data_dir, &cluster_name, &name, learner).await?;
@@ -255,7 +266,7 @@ impl Cluster {
                 return Err(error);
             }
         };
-        let node = parts.run(&door, &mut tasks, &stopping);
+        let node = parts.run(&door, learner, &mut tasks, &stopping);
         door.open(node.clone());
         let running = tokio::sync::Mutex::new(Some(Running { tasks, writer }));
         Ok(Self { inner: Arc::new(Inner { node, door, stop, running }) })
@@ -286,7 +297,9 @@ impl Cluster {
         tokio::time::timeout(timeout, read).await.unwrap_or_else(|_| {
             let reason = match node.core.roles().leader() {
                 None => "no leader is known: too few nodes can reach each other".to_owned(),
-                Some(leader) => format!("node {leader}, the leader, could not confirm in {} ms", timeout.as_millis()),
+                Some(leader) => {
+                    format!("node {leader}, the leader, could not confirm in {} ms", timeout.as_millis())
+                }
             };
             Err(ReadError { reason })
         })
@@ -300,7 +313,7 @@ impl Cluster {
     /// Every change that is applied here from now on. A subscriber that falls too far behind gets `Reset`.
     pub fn changes(&self) -> Changes {
         let replica = self.inner.node.replica.clone();
-        Changes { inner: replica.changes(), replica }
+        Changes { inner: replica.changes(), replica, stop: self.inner.stop.subscribe() }
     }
 
     /// Passes on to the leader which instances were heard from; it puts them into its next tick. `age_ms` is
@@ -391,7 +404,11 @@ impl From<StorageError> for StartError {
 impl Changes {
     /// The next changes, all of one log entry; none: the cluster was shut down.
     pub async fn next(&mut self) -> Option<Arc<[Change]>> {
-        match self.inner.recv().await {
+        let received = tokio::select! {
+            received = self.inner.recv() => received,
+            _ = self.stop.wait_for(|stop| *stop) => return None,
+        };
+        match received {
             Ok(changes) => Some(changes),
             Err(broadcast::error::RecvError::Closed) => None,
             Err(broadcast::error::RecvError::Lagged(_)) => {

@@ -168,7 +168,9 @@ impl Duties {
         }
         let commands = missing
             .into_iter()
-            .map(|(id, node)| Command::AdmitNode(NewNode { name: node.name, incarnation: node.incarnation, id: Some(id) }))
+            .map(|(id, node)| {
+                Command::AdmitNode(NewNode { name: node.name, incarnation: node.incarnation, id: Some(id) })
+            })
             .collect();
         // Tried again at the next tick.
         let _ = self.proposer.propose_as_leader(commands, TICK_TIMEOUT).await;

@@ -97,7 +97,9 @@ impl Admission {
     async fn pass_on(&self, leader: NodeId, mut request: v1::JoinRequest) -> v1::JoinReply {
         let retry = |retry: String| v1::JoinReply { retry, ..v1::JoinReply::default() };
         let membership = self.core.roles().membership();
-        let Some(node) = membership.nodes.get(&leader) else { return retry("the leader is not known yet".to_owned()) };
+        let Some(node) = membership.nodes.get(&leader) else {
+            return retry("the leader is not known yet".to_owned());
+        };
         let link = self.links.member(leader, node);
         request.passed_on = true;
         match link.client().join(link.request(request, Some(PASS_ON_TIMEOUT))).await {
@@ -150,7 +152,11 @@ impl Admission {
         }
     }
 
-    async fn refuse_a_living_name(&self, request: &v1::JoinRequest, membership: &Membership) -> Result<(), NotYet> {
+    async fn refuse_a_living_name(
+        &self,
+        request: &v1::JoinRequest,
+        membership: &Membership,
+    ) -> Result<(), NotYet> {
         for (id, node) in membership.nodes.iter().filter(|(_, node)| node.name == request.name) {
             let link = self.links.stranger(&node.peer);
             let message = v1::IdentifyRequest { cluster_name: self.cluster_name.clone() };
@@ -191,15 +197,20 @@ impl Admission {
         let [voters] = membership.voters.as_slice() else {
             return Err(NotYet::Retry("the voters are just changing".to_owned()));
         };
-        let same_name =
-            |other: &NodeId| *other != id && membership.nodes.get(other).is_some_and(|node| node.name == name);
+        let same_name = |other: &NodeId| {
+            *other != id && membership.nodes.get(other).is_some_and(|node| node.name == name)
+        };
         let mut wanted: BTreeSet<_> = voters.iter().copied().filter(|voter| !same_name(voter)).collect();
         wanted.insert(id);
         let replaced: Vec<_> = voters.difference(&wanted).collect();
         self.core.change_voters(wanted.clone()).await.map_err(NotYet::Retry)?;
         tracing::info!(node = id, name, ?replaced, "a node votes from now on");
-        let old_learners: BTreeSet<_> =
-            membership.nodes.keys().copied().filter(|other| same_name(other) && !voters.contains(other)).collect();
+        let old_learners: BTreeSet<_> = membership
+            .nodes
+            .keys()
+            .copied()
+            .filter(|other| same_name(other) && !voters.contains(other))
+            .collect();
         if !old_learners.is_empty() {
             self.core.remove_learners(old_learners).await.map_err(NotYet::Retry)?;
         }
@@ -237,9 +248,15 @@ pub(crate) async fn seek_vote(door: Arc<Door>, node: Arc<Node>) {
 }
 
 /// The leader, or any other member, or a configured peer.
-fn whom_to_ask(door: &Door, roles: &crate::raft::Roles, membership: &Membership, own: NodeId) -> Option<String> {
+fn whom_to_ask(
+    door: &Door,
+    roles: &crate::raft::Roles,
+    membership: &Membership,
+    own: NodeId,
+) -> Option<String> {
     let leader = roles.leader().and_then(|leader| membership.nodes.get(&leader));
-    let others: Vec<_> = membership.nodes.iter().filter(|(id, _)| **id != own).map(|(_, node)| node).collect();
+    let others: Vec<_> =
+        membership.nodes.iter().filter(|(id, _)| **id != own).map(|(_, node)| node).collect();
     let member = leader.or_else(|| others.get(rand::random_range(0..others.len().max(1))).copied());
     match member {
         Some(member) => Some(member.peer.clone()),

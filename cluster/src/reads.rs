@@ -66,7 +66,9 @@ impl Rounds {
         while let Some(first) = self.queue.recv().await {
             self.waiting.push(first);
             while !self.waiting.is_empty() {
-                while self.waiting.len() < QUEUE && let Ok(next) = self.queue.try_recv() {
+                while self.waiting.len() < QUEUE
+                    && let Ok(next) = self.queue.try_recv()
+                {
                     self.waiting.push(next);
                 }
                 match self.round().await {

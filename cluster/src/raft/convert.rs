@@ -1,7 +1,8 @@
 //! The library's types ↔ the codec's records.
 
 use openraft::{
-    CommittedLeaderId, Entry, EntryPayload, LogId, SnapshotMeta, StorageError, StorageIOError, StoredMembership, Vote,
+    CommittedLeaderId, Entry, EntryPayload, LogId, SnapshotMeta, StorageError, StorageIOError,
+    StoredMembership, Vote,
 };
 
 use gogate_proto::v1;

@@ -170,7 +170,11 @@ impl RaftLogReader<TypeConfig> for RaftLog {
         self.read(start..end, usize::MAX).await
     }
 
-    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry<TypeConfig>>, Failure> {
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry<TypeConfig>>, Failure> {
         self.read(start..end, READ_BYTES_MAX).await
     }
 }
@@ -465,7 +469,10 @@ impl Writer {
         result
     }
 
-    fn attempt(&mut self, write: impl FnOnce(&dyn LogStore) -> Result<(), StorageError>) -> Result<(), StorageError> {
+    fn attempt(
+        &mut self,
+        write: impl FnOnce(&dyn LogStore) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
         if self.broken {
             let source = io::Error::other("an earlier write failed, nothing is written after it");
             return Err(StorageError::Io { path: "log".into(), source });

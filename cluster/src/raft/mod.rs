@@ -98,7 +98,6 @@ pub(crate) struct Membership {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Progress {
     pub(crate) term: u64,
-    pub(crate) leader: Option<NodeId>,
     pub(crate) role: &'static str,
     pub(crate) last_log: u64,
     /// On the leader: how far each node's log matches.
@@ -137,7 +136,10 @@ impl Core {
     }
 
     /// Hands a batch over. Calls are taken in their order; the answer comes when the entry is applied.
-    pub(crate) async fn submit(&self, batch: Bytes) -> impl Future<Output = Result<Vec<Outcome>, SubmitError>> + use<> {
+    pub(crate) async fn submit(
+        &self,
+        batch: Bytes,
+    ) -> impl Future<Output = Result<Vec<Outcome>, SubmitError>> + use<> {
         let appended = Arc::new(AtomicBool::new(false));
         let proposal = Proposal { batch, appended: Some(appended.clone()) };
         let answer = self.raft.client_write_ff(proposal).await;
@@ -151,9 +153,9 @@ impl Core {
                 Err(_) => Err(SubmitError::NotLeader),
                 Ok(answer) => match answer.await {
                     Ok(Ok(response)) => Ok(response.data.0),
-                    Ok(Err(ClientWriteError::ForwardToLeader(_) | ClientWriteError::ChangeMembershipError(_))) => {
-                        Err(failed())
-                    }
+                    Ok(Err(
+                        ClientWriteError::ForwardToLeader(_) | ClientWriteError::ChangeMembershipError(_),
+                    )) => Err(failed()),
                     // The core stopped with the entry in its hands.
                     Err(_) => Err(SubmitError::Unknown),
                 },
@@ -218,7 +220,6 @@ impl Core {
         let metrics = metrics.borrow();
         Progress {
             term: metrics.current_term,
-            leader: metrics.current_leader,
             role: role(&metrics),
             last_log: metrics.last_log_index.unwrap_or(0),
             matched: metrics
@@ -340,4 +341,3 @@ impl Membership {
             && self.voters.iter().all(|voters| voters.intersection(nodes).count() * 2 > voters.len())
     }
 }
-

@@ -17,8 +17,8 @@ use openraft::{
     error::{InstallSnapshotError, NetworkError, RPCError, RaftError, Unreachable},
     network::{Backoff, RPCOption},
     raft::{
-        AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
-        VoteResponse,
+        AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+        VoteRequest, VoteResponse,
     },
 };
 use tonic::{
@@ -28,8 +28,7 @@ use tonic::{
 };
 
 use super::{
-    TypeConfig,
-    convert,
+    TypeConfig, convert,
     server::{MESSAGE_BYTES_MAX, META_CLUSTER, META_INCARNATION, META_SECRET, META_TARGET},
 };
 use crate::{

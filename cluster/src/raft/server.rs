@@ -16,9 +16,7 @@ use gogate_proto::v1::{
     self,
     peer_server::{Peer, PeerServer},
 };
-use openraft::{
-    raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest},
-};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
 use tokio::sync::{Semaphore, watch};
 use tonic::{
     Request, Response, Status,
@@ -72,11 +70,8 @@ pub(crate) async fn serve(
     listener.set_nonblocking(true).map_err(|error| error.to_string())?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let service = Service {
-        door,
-        proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)),
-        refused: Arc::default(),
-    };
+    let service =
+        Service { door, proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)), refused: Arc::default() };
     let service = PeerServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -116,7 +111,10 @@ impl Service {
         let text = |name| metadata.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let number = |name| text(name).parse::<u64>().unwrap_or_default();
         let Some(node) = self.door.node() else {
-            return Err(Status::unavailable(format!("node `{}` is not part of a cluster yet", self.door.name())));
+            return Err(Status::unavailable(format!(
+                "node `{}` is not part of a cluster yet",
+                self.door.name()
+            )));
         };
         if text(META_CLUSTER) != identity.cluster_uuid {
             return Err(self.refuse(Status::permission_denied(format!(
@@ -173,7 +171,8 @@ impl Peer for Service {
         let vote = convert::message_vote(&message.vote.ok_or_else(|| missing("vote"))?);
         let mut entries = Vec::with_capacity(message.entries.len());
         for bytes in &message.entries {
-            let record = codec::decode("an entry", bytes).map_err(|error| Status::invalid_argument(error.to_string()))?;
+            let record = codec::decode("an entry", bytes)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
             entries.push(convert::entry(record));
         }
         // Noted before the disk has it: a slow disk here is no reason to depose whoever sent this.
@@ -239,7 +238,10 @@ impl Peer for Service {
         Ok(Response::new(v1::SnapshotReply { vote: Some(convert::vote_message(&response.vote)) }))
     }
 
-    async fn pre_vote(&self, request: Request<v1::VoteRequest>) -> Result<Response<v1::PreVoteReply>, Status> {
+    async fn pre_vote(
+        &self,
+        request: Request<v1::VoteRequest>,
+    ) -> Result<Response<v1::PreVoteReply>, Status> {
         let node = self.check(request.metadata())?;
         let last_log = request.into_inner().last_log.as_ref().map(convert::message_position);
         let refusal = node.election.would_vote(last_log);
@@ -262,7 +264,9 @@ impl Peer for Service {
         let mut commands = Vec::with_capacity(message.commands.len());
         for bytes in &message.commands {
             let command = codec::decode("a command", bytes).map_err(|error| {
-                Status::invalid_argument(format!("{error}: update the leader before the others use what it lacks"))
+                Status::invalid_argument(format!(
+                    "{error}: update the leader before the others use what it lacks"
+                ))
             })?;
             if matches!(command, Command::Tick { .. }) {
                 return Err(Status::invalid_argument("ticks are the leader's own"));
@@ -270,10 +274,11 @@ impl Peer for Service {
             commands.push(command);
         }
         let timeout = Duration::from_millis(message.timeout_ms).min(TIMEOUT_MAX);
-        let outcomes = node.proposer.propose_as_leader(commands, timeout).await.map_err(|error| match error {
-            ProposeError::NotDone { reason } => Status::failed_precondition(reason),
-            ProposeError::Unknown { .. } => Status::deadline_exceeded(error.to_string()),
-        })?;
+        let outcomes =
+            node.proposer.propose_as_leader(commands, timeout).await.map_err(|error| match error {
+                ProposeError::NotDone { reason } => Status::failed_precondition(reason),
+                ProposeError::Unknown { .. } => Status::deadline_exceeded(error.to_string()),
+            })?;
         Ok(Response::new(v1::ProposeReply { outcomes: outcomes.iter().map(codec::encode).collect() }))
     }
 
@@ -293,7 +298,9 @@ impl Peer for Service {
         let node = self.check(request.metadata())?;
         let message = request.into_inner();
         if message.heartbeats.len() > HEARTBEATS_MAX {
-            return Err(Status::resource_exhausted(format!("more than {HEARTBEATS_MAX} heartbeats in one call")));
+            return Err(Status::resource_exhausted(format!(
+                "more than {HEARTBEATS_MAX} heartbeats in one call"
+            )));
         }
         let heartbeats = message
             .heartbeats
@@ -321,7 +328,10 @@ impl Peer for Service {
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
         self.check_secret(request.metadata())?;
         let Some(node) = self.door.node() else {
-            return Err(Status::unavailable(format!("node `{}` is not part of a cluster yet", self.door.name())));
+            return Err(Status::unavailable(format!(
+                "node `{}` is not part of a cluster yet",
+                self.door.name()
+            )));
         };
         Ok(Response::new(node.members.join(request.into_inner()).await))
     }

@@ -21,7 +21,10 @@ use super::{
 };
 use crate::{
     state::{Change, ChangeKind, NodeId, Outcome, State},
-    storage::{self, Snapshots, StorageError, codec::{self, Batch, CodecError, NodeRecord}},
+    storage::{
+        self, Snapshots, StorageError,
+        codec::{self, Batch, CodecError, NodeRecord},
+    },
 };
 
 /// Changes of this many entries wait for a subscriber; one that falls further behind is told to start over.
@@ -199,7 +202,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(Box::new(tokio::fs::File::from_std(file)))
     }
 
-    async fn install_snapshot(&mut self, _meta: &Meta, snapshot: Box<tokio::fs::File>) -> Result<(), Failure> {
+    async fn install_snapshot(
+        &mut self,
+        _meta: &Meta,
+        snapshot: Box<tokio::fs::File>,
+    ) -> Result<(), Failure> {
         let mut file = snapshot.into_std().await;
         let shelf = self.shelf.clone();
         let snapshot = blocking(move || {
@@ -275,6 +282,8 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             shelf.current()
         })
         .await?;
-        built.ok_or_else(|| convert::cannot_read(&io::Error::other("the snapshot that was just written is gone")))
+        built.ok_or_else(|| {
+            convert::cannot_read(&io::Error::other("the snapshot that was just written is gone"))
+        })
     }
 }
