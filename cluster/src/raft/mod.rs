@@ -10,6 +10,8 @@ mod log_store;
 mod network;
 mod server;
 mod state_machine;
+#[cfg(test)]
+mod suite;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

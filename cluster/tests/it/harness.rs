@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::watch;
+
 use gogate_cluster::{
     Cluster, ClusterConfig, StartError, Timers,
     state::{Command, Instance, Outcome, Registration},
@@ -143,4 +145,53 @@ pub async fn register(node: &Cluster, id: &str) -> Arc<Instance> {
 
 pub fn has(node: &Cluster, id: &str) -> bool {
     node.read(|state| state.registry().get(id).is_some())
+}
+
+/// A TCP proxy before a node: while it is shut, nothing reaches the node, and nobody is told so.
+pub struct Gate {
+    pub address: String,
+    open: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Gate {
+    pub async fn before(target: String) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (open, opened) = watch::channel(true);
+        let task = tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                tokio::spawn(pass(near, target.clone(), opened.clone()));
+            }
+        });
+        Self { address, open, task }
+    }
+
+    pub fn shut(&self) {
+        self.open.send_replace(false);
+    }
+
+    pub fn open(&self) {
+        self.open.send_replace(true);
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Copies both ways until the gate is shut; then holds the connection until it opens, and drops it.
+async fn pass(mut near: tokio::net::TcpStream, target: String, mut open: watch::Receiver<bool>) {
+    if *open.borrow() {
+        let Ok(mut far) = tokio::net::TcpStream::connect(target).await else { return };
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+            _ = open.wait_for(|open| !*open) => {}
+        }
+        let _ = open.wait_for(|open| *open).await;
+    } else {
+        let _ = open.wait_for(|open| *open).await;
+    }
 }

@@ -1,4 +1,5 @@
 //! The cluster crate from outside.
+#![allow(clippy::unwrap_used, reason = "a test ends where it finds something else than it expects")]
 
 mod harness;
 mod log_recovery;
