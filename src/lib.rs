@@ -6,3 +6,5 @@
 //! `gogate_cluster`. ARCHITECTURE.md is the map; `tests/it/tidy.rs` holds the rules.
 
 pub mod config;
+pub mod proxy;
+pub mod telemetry;
