@@ -11,7 +11,7 @@ mod error;
 mod health;
 mod services;
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::{Arc, OnceLock}, time::Duration};
 
 use gogate_cluster::Cluster;
 use http::{Method, Request, StatusCode};
@@ -65,8 +65,12 @@ pub struct Context {
     pub build: &'static str,
 }
 
-/// Serves until `stop` turns true, then lets open calls finish for a short while.
-pub async fn serve(listener: TcpListener, context: Arc<Context>, mut stop: watch::Receiver<bool>) {
+/// What the handlers work with, once this node takes part in its cluster.
+pub type Starting = Arc<OnceLock<Context>>;
+
+/// Serves until `stop` turns true, then lets open calls finish for a short while. Before there is a context
+/// every call but the probes is refused.
+pub async fn serve(listener: TcpListener, context: Starting, mut stop: watch::Receiver<bool>) {
     let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = tokio::select! {
@@ -102,7 +106,7 @@ async fn accept(
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
-    context: Arc<Context>,
+    context: Starting,
     mut stop: watch::Receiver<bool>,
     _permit: OwnedSemaphorePermit,
 ) {
@@ -126,7 +130,13 @@ async fn connection(
     }
 }
 
-async fn handle(context: &Context, peer: SocketAddr, request: Request<Incoming>) -> Answer {
+async fn handle(context: &OnceLock<Context>, peer: SocketAddr, request: Request<Incoming>) -> Answer {
+    let Some(context) = context.get() else {
+        return match request.uri().path() {
+            "/livez" => text(StatusCode::OK, "ok\n"),
+            _ => ApiError::Unavailable("this node is starting: it waits for its peers; nothing was done".into()).answer(None),
+        };
+    };
     match route(context, peer, request).await {
         Ok(answer) => answer,
         Err(error) => error.answer(context.cluster.status().leader),

@@ -1,6 +1,6 @@
 //! Document + registry → `RoutingTable`.
 //!
-//! Invariants: pure; only services that the document declares get endpoints, so an instance of a name that
+//! Invariants: pure; only services that the document sends requests to get endpoints, so an instance of a name that
 //! nobody routes to costs nothing here. Neighbours: `publish` calls, `proxy::table` compiles.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,10 +29,12 @@ fn endpoints(registry: &Registry, name: &str) -> Vec<Endpoint> {
     weights.into_iter().map(endpoint).collect()
 }
 
-/// The services of `document` that are among `changed`.
+/// The services that requests may be sent to: those declared, and those that a route names and that live by
+/// registration alone.
 #[must_use]
-pub fn concerned(document: &Document, changed: &BTreeSet<String>) -> Vec<String> {
-    changed.iter().filter(|name| document.services.contains_key(*name)).cloned().collect()
+pub fn services(document: &Document) -> BTreeSet<String> {
+    let routed = document.routes.iter().map(|route| &route.service);
+    document.services.keys().chain(routed).cloned().collect()
 }
 
 #[cfg(test)]

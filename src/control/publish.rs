@@ -22,8 +22,8 @@ use tracing::{error, info};
 
 use super::compile;
 use crate::{
-    config::{check, document::Document},
-    proxy::{Proxy, table::RoutingTable},
+    config::check,
+    proxy::{Proxy, RoutingTable},
 };
 
 /// The least time between two publications, so that a storm of registrations is taken in few steps; the first
@@ -44,7 +44,8 @@ pub struct Publisher {
     cluster: Cluster,
     proxy: Arc<Proxy>,
     published: Arc<Published>,
-    document: Document,
+    /// Those that the document which runs sends requests to.
+    services: BTreeSet<String>,
 }
 
 /// What a batch of changes asks for.
@@ -101,7 +102,7 @@ impl Publisher {
     /// Publishes nothing yet.
     #[must_use]
     pub fn new(cluster: Cluster, proxy: Arc<Proxy>, published: Arc<Published>) -> Self {
-        Self { cluster, proxy, published, document: Document::default() }
+        Self { cluster, proxy, published, services: BTreeSet::new() }
     }
 
     /// Publishes what is there, then every change, until the cluster is shut down.
@@ -128,8 +129,8 @@ impl Publisher {
     async fn publish_whole(&mut self) {
         let Some(current) = self.cluster.read(|state| state.documents().current().cloned()) else { return };
         match self.try_whole(&current).await {
-            Ok(document) => {
-                self.document = document;
+            Ok(services) => {
+                self.services = services;
                 self.published.version.store(current.version, Ordering::Release);
                 self.said(current.version, String::new());
                 info!(version = current.version, by = %current.by, "the gateway document runs");
@@ -139,38 +140,38 @@ impl Publisher {
                 error!(version = current.version, running, %reason, "this node cannot run the gateway document; what ran goes on");
                 self.said(running, refusal(current.version, &reason));
                 // The endpoints of what goes on may have changed with a snapshot.
-                let services = self.document.services.keys().cloned().collect();
-                self.publish_endpoints(&services).await;
+                self.publish_endpoints(&self.services).await;
             }
         }
     }
 
-    async fn try_whole(&self, current: &Arc<Version>) -> Result<Document, String> {
+    async fn try_whole(&self, current: &Arc<Version>) -> Result<BTreeSet<String>, String> {
         let (cluster, previous, current) = (self.cluster.clone(), self.proxy.table(), current.clone());
         // A large document takes long to check: not on a thread that answers calls.
         let compiled = tokio::task::spawn_blocking(move || {
             let document = check::document(&current.content).map_err(|problems| {
                 problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
             })?;
-            let registered = cluster.read(|state| compile::registered(state.registry(), document.services.keys()));
+            let services = compile::services(&document);
+            let registered = cluster.read(|state| compile::registered(state.registry(), &services));
             let table = RoutingTable::compile(current.version, &document, &registered, &previous);
-            table.map(|table| (document, table)).map_err(|error| error.to_string())
+            table.map(|table| (services, table)).map_err(|error| error.to_string())
         });
-        let (document, table) = compiled.await.map_err(|error| format!("it could not be compiled: {error}"))??;
+        let (services, table) = compiled.await.map_err(|error| format!("it could not be compiled: {error}"))??;
         self.proxy.publish(table).await.map_err(|error| error.to_string())?;
-        Ok(document)
+        Ok(services)
     }
 
-    /// Swaps the endpoints of the `changed` services that the document declares; false if there is none.
+    /// Swaps the endpoints of the `changed` services that requests are sent to; false if there is none.
     async fn publish_endpoints(&self, changed: &BTreeSet<String>) -> bool {
-        let services = compile::concerned(&self.document, changed);
+        let services: Vec<&String> = changed.intersection(&self.services).collect();
         if services.is_empty() {
             return false;
         }
-        let registered = self.cluster.read(|state| compile::registered(state.registry(), &services));
-        let mut table = self.proxy.table();
+        let registered = self.cluster.read(|state| compile::registered(state.registry(), services.iter().copied()));
+        let mut table = RoutingTable::clone(&self.proxy.table());
         for (service, endpoints) in registered {
-            table = Arc::new(table.with_endpoints(&service, endpoints));
+            table = table.with_endpoints(&service, endpoints);
         }
         if let Err(error) = self.proxy.publish(table).await {
             error!(%error, "the endpoints could not be published; the next change tries again");

@@ -18,7 +18,7 @@ use notify::Watcher;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use crate::config::{check, yaml};
+use crate::config::{self, check};
 
 /// How long the folder must be quiet before the file is read: editors write, then rename.
 const QUIET: Duration = Duration::from_millis(200);
@@ -110,7 +110,7 @@ impl Reload {
 
     async fn content(&self) -> Option<String> {
         let read = tokio::fs::read(&self.file).await.map_err(|error| error.to_string());
-        match read.and_then(|bytes| yaml::text(&bytes).map(str::to_owned).map_err(|problem| problem.to_string())) {
+        match read.and_then(|bytes| config::text(&bytes).map(str::to_owned).map_err(|problem| problem.to_string())) {
             Ok(content) => Some(content),
             Err(error) => {
                 error!(file = %self.file.display(), %error, "the gateway file cannot be read; what runs stays");

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use serde::Serialize;
 
 use super::error::ApiError;
-use crate::config::duration;
+use crate::config::parse_duration;
 
 /// What the server sends.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -76,8 +76,8 @@ impl<'a> Query<'a> {
     /// How long the call may take.
     pub(super) fn timeout(&self) -> Result<Duration, ApiError> {
         let Some(value) = self.get("timeout")? else { return Ok(TIMEOUT_DEFAULT) };
-        match duration(&value) {
-            Some(timeout) if !timeout.is_zero() && timeout <= TIMEOUT_MAX => Ok(timeout),
+        match parse_duration(&value) {
+            Ok(timeout) if !timeout.is_zero() && timeout <= TIMEOUT_MAX => Ok(timeout),
             _ => Err(ApiError::Malformed(format!("`timeout` is a duration from 1ms to 60s, not `{value}`"))),
         }
     }

@@ -24,12 +24,13 @@ use super::{
     services::unexpected,
 };
 use crate::{
-    config::{check, document::Document, yaml},
+    config::{self, Problem, check},
     control::{publish::refusal_of, reload::wall_clock_ms},
+    proxy::RoutingTable,
 };
 
 /// Bytes of a gateway document.
-const BODY_MAX: usize = yaml::TEXT_BYTES_MAX;
+const BODY_MAX: usize = config::TEXT_BYTES_MAX;
 
 /// Between two looks at what the nodes run.
 const POLL: Duration = Duration::from_millis(25);
@@ -123,8 +124,8 @@ pub(super) async fn put(
     let deadline = Instant::now() + query.timeout()?;
     let expected = expected(headers)?;
     let body = read_body(body, BODY_MAX, query.timeout()?).await?;
-    let content: Arc<str> = yaml::text(&body).map_err(|problem| ApiError::Invalid(vec![problem]))?.into();
-    let document = checked(content.clone()).await?;
+    let content: Arc<str> = config::text(&body).map_err(|problem| ApiError::Invalid(vec![problem]))?.into();
+    checked(content.clone()).await?;
     if query.flag("dry_run")? {
         context.cluster.linearizable(left(deadline)).await?;
         let (current, same) = context.cluster.read(|state| {
@@ -138,7 +139,6 @@ pub(super) async fn put(
         let nodes = BTreeMap::new();
         return Ok(json(StatusCode::OK, &Applied { version: current, dry_run: Some(true), changed: !same, nodes }));
     }
-    drop(document);
     let by = format!("{} at {}", peer.ip(), context.node);
     let command = Command::PutDocument(NewDocument { expected, content, by, at_ms: wall_clock_ms() });
     apply(context, command, deadline).await
@@ -188,12 +188,18 @@ pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Ans
     Ok(json(StatusCode::OK, &StatusJson { version, nodes }))
 }
 
-/// Validates off the runtime's threads: a large document takes long.
-async fn checked(content: Arc<str>) -> Result<Document, ApiError> {
-    let checked = tokio::task::spawn_blocking(move || check::document(&content)).await;
-    match checked {
+/// Validates and compiles, off the runtime's threads: a large document takes long.
+async fn checked(content: Arc<str>) -> Result<(), ApiError> {
+    let checked = tokio::task::spawn_blocking(move || {
+        let document = check::document(&content)?;
+        let compiled = RoutingTable::compile(0, &document, &BTreeMap::new(), &RoutingTable::default());
+        compiled.map(|_| ()).map_err(|error| vec![Problem::general(error.to_string(), None)])
+    });
+    match checked.await {
         Ok(checked) => checked.map_err(ApiError::Invalid),
-        Err(error) => Err(ApiError::Unavailable(format!("the document could not be checked: {error}; nothing was written"))),
+        Err(error) => {
+            Err(ApiError::Unavailable(format!("the document could not be checked: {error}; nothing was written")))
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     error::ApiError,
 };
 use crate::{
-    config::{duration, problem::Problem},
+    config::{Problem, parse_duration, reach},
     control::heartbeats::Taken,
 };
 
@@ -218,18 +218,19 @@ fn check(written: Written<'_>) -> Result<Registration, Vec<Problem>> {
     if written.metadata.len() > LABELS_MAX || written.tags.len() > LABELS_MAX {
         wrong("metadata", format!("more than {LABELS_MAX} entries of metadata or tags"), "");
     }
-    if !crate::config::is_address(&written.address) {
-        let shown = crate::config::problem::shown(&written.address);
-        wrong("address", format!("`{shown}` is not an address"), "write host:port, as in 10.0.0.5:9000 or [::1]:9000");
-    }
+    let address = reach(&written.address).unwrap_or_else(|(problem, suggestion)| {
+        let usual = "write host:port, as in 10.0.0.5:9000 or [::1]:9000";
+        wrong("address", problem, suggestion.as_deref().unwrap_or(usual));
+        String::new()
+    });
     let weight = written.weight.unwrap_or(1);
     if !(1..=65535).contains(&weight) {
         wrong("weight", format!("{weight} is not a weight"), "use 1 to 65535");
     }
     let ttl = match written.ttl.as_deref() {
         None => Duration::from_secs(30),
-        Some(text) => match duration(text) {
-            Some(ttl) if ttl.is_zero() || (TTL_MIN..=TTL_MAX).contains(&ttl) => ttl,
+        Some(text) => match parse_duration(text) {
+            Ok(ttl) if ttl.is_zero() || (TTL_MIN..=TTL_MAX).contains(&ttl) => ttl,
             _ => {
                 let shown = crate::config::problem::shown(text);
                 wrong("ttl", format!("`{shown}` is not a life"), "use 1s to 24h, or 0s to never expire");
@@ -245,7 +246,7 @@ fn check(written: Written<'_>) -> Result<Registration, Vec<Problem>> {
         None => Arc::from(format!("{}-{:016x}", written.name, rand::random::<u64>())),
     };
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-    let Written { name, address, metadata, tags, .. } = written;
+    let Written { name, metadata, tags, .. } = written;
     Ok(Registration { id, name: Arc::from(name.as_ref()), address, ttl_ms, weight, metadata, tags })
 }
 
