@@ -14,8 +14,10 @@ mod address;
 mod field;
 mod yaml;
 
+pub use address::reach;
+pub use field::parse_duration;
 pub use problem::Problem;
-pub use yaml::text;
+pub use yaml::{TEXT_BYTES_MAX, text};
 
 /// Whether a tree is a gateway document rather than a node file, told by its top-level keys.
 fn is_document(root: &yaml::Node) -> bool {

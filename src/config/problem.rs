@@ -5,7 +5,7 @@
 
 use std::{cell::RefCell, fmt};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Problems kept of one input. What is beyond is dropped and said to be: nobody reads so many, and a hostile
 /// document must not make an answer of any size.
@@ -15,7 +15,7 @@ pub const PROBLEMS_MAX: usize = 1000;
 const SHOWN_MAX: usize = 60;
 
 /// One thing that is wrong.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// From 1; 0 when the problem does not lie in the text.
     pub line: usize,
