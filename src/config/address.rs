@@ -66,6 +66,9 @@ pub fn listen(text: &str) -> Result<SocketAddr, Refusal> {
 }
 
 /// Where something is reached: `host:port`, the host a name or an IP address; returned in its usual form.
+///
+/// # Errors
+/// What is wrong with it, and what to write instead.
 pub fn reach(text: &str) -> Result<String, Refusal> {
     let (host, port) = split(text, false)?;
     if let Some(inner) = host.strip_prefix('[') {

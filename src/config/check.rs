@@ -36,7 +36,7 @@ routes:
 
 // Every key of the interface: what this build reads, and what it does not do yet. Support for a key is
 // added by moving it from `later` to `known`.
-const TOP: Keys = Keys {
+pub(super) const TOP: Keys = Keys {
     known: &["listeners", "services", "routes", "trusted_proxies", "limits"],
     later: &["certificates", "policies", "budgets"],
 };
@@ -136,7 +136,7 @@ fn listeners(top: &Section<'_>) -> BTreeMap<String, Listener> {
 }
 
 fn listener_address(field: &Field<'_>) -> Option<SocketAddr> {
-    let Some(section) = field.section(LISTENER) else { return None };
+    let section = field.section(LISTENER)?;
     let Some(field) = section.get("address") else {
         section.field.problem("`address` is missing", Some("add address: \"0.0.0.0:8080\"".into()));
         return None;
@@ -516,3 +516,7 @@ fn limits(top: &Section<'_>) -> Limits {
     }
     limits
 }
+
+#[cfg(test)]
+#[path = "tests/check.rs"]
+mod tests;

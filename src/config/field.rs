@@ -348,7 +348,10 @@ fn described(node: &Node) -> String {
     }
 }
 
-/// The rule of names is the answer when `name` breaks it.
+/// Whether `name` can name a node, a listener, a service or a route.
+///
+/// # Errors
+/// The rule that it breaks.
 pub fn check_name(name: &str) -> Result<(), &'static str> {
     let good = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let starts = name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
@@ -359,7 +362,10 @@ pub fn check_name(name: &str) -> Result<(), &'static str> {
     }
 }
 
-/// `250ms`, `5s`, `1m`, `24h`. The error is a suggestion, if there is one.
+/// `250ms`, `5s`, `1m`, `24h`.
+///
+/// # Errors
+/// What to write instead, if that can be said.
 pub fn parse_duration(text: &str) -> Result<Duration, Option<String>> {
     let text = text.trim();
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -399,11 +405,10 @@ pub fn parse_size(text: &str) -> Option<u64> {
 #[must_use]
 pub fn written(duration: Duration) -> String {
     let ms = duration.as_millis();
-    match ms {
-        _ if ms == 0 || ms % 1_000 != 0 => format!("{ms}ms"),
-        _ if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
-        _ if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
-        _ => format!("{}s", ms / 1_000),
+    let units = [("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+    match units.iter().find(|(_, unit_ms)| ms > 0 && ms.is_multiple_of(*unit_ms)) {
+        Some((unit, unit_ms)) => format!("{}{unit}", ms / unit_ms),
+        None => format!("{ms}ms"),
     }
 }
 

@@ -14,17 +14,39 @@ mod address;
 mod field;
 mod yaml;
 
-pub use address::reach;
-pub use field::parse_duration;
+pub use address::{Refusal, reach};
+pub use field::{check_name, parse_duration, parse_size};
 pub use problem::Problem;
 pub use yaml::{TEXT_BYTES_MAX, text};
 
-/// Whether a tree is a gateway document rather than a node file, told by its top-level keys.
-fn is_document(root: &yaml::Node) -> bool {
-    const KEYS: [&str; 7] =
-        ["listeners", "services", "routes", "trusted_proxies", "limits", "policies", "budgets"];
-    let yaml::Value::Map(pairs) = &root.value else { return false };
-    pairs.iter().any(
-        |(key, _)| matches!(&key.value, yaml::Value::Scalar { text, .. } if KEYS.contains(&text.as_str())),
-    )
+/// The two inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A gateway document, replicated.
+    Document,
+    /// One process's own settings.
+    NodeFile,
+}
+
+/// Which input a text is, told by its top-level keys; a text that has no key of a node file is taken for a
+/// document.
+#[must_use]
+pub fn kind(text: &str) -> Kind {
+    match yaml::parse(text) {
+        Ok(Some(root)) => kind_of(&root),
+        Ok(None) | Err(_) => Kind::Document,
+    }
+}
+
+fn kind_of(root: &yaml::Node) -> Kind {
+    let yaml::Value::Map(pairs) = &root.value else { return Kind::Document };
+    let has = |keys: field::Keys| {
+        let all = || keys.known.iter().chain(keys.later);
+        let is_one = |node: &yaml::Node| match &node.value {
+            yaml::Value::Scalar { text, .. } => all().any(|key| key == text),
+            yaml::Value::List(_) | yaml::Value::Map(_) => false,
+        };
+        pairs.iter().filter(|(key, _)| is_one(key)).count()
+    };
+    if has(node_file::TOP) > has(check::TOP) { Kind::NodeFile } else { Kind::Document }
 }

@@ -20,7 +20,7 @@ use super::{
     yaml::{self, Node, Style, Value},
 };
 
-const TOP: Keys = Keys {
+pub(super) const TOP: Keys = Keys {
     known: &["node", "admin", "peer", "cluster", "bind", "gateway", "drain", "log"],
     later: &["telemetry"],
 };
@@ -101,7 +101,7 @@ pub fn load(
         insert(tree, &path, node);
     }
     let report = Report::default();
-    let node = resolve(tree, &report, insecure);
+    let node = resolve(tree, &report, insecure, secret);
     let mut problems = report.into_problems();
     for problem in &mut problems {
         given.name_source(problem);
@@ -121,7 +121,8 @@ pub fn check(text: &str) -> Result<(), Vec<Problem>> {
     let root = yaml::parse(text).map_err(|problem| vec![problem])?;
     let report = Report::default();
     let root = root.filter(|root| !is_null(root)).unwrap_or_else(|| map(Place::default()));
-    read(&root, &report);
+    // `--insecure` and the secret belong to the machine that will run it.
+    resolve(&root, &report, true, |_| Ok(String::new()));
     if report.is_empty() { Ok(()) } else { Err(report.into_problems()) }
 }
 
@@ -135,7 +136,10 @@ fn read_file(file: &Path) -> Result<Option<Node>, Problem> {
 }
 
 fn not_a_node_file(root: &Node) -> Option<Problem> {
-    super::is_document(root).then(|| {
+    let is_map = matches!(&root.value, Value::Map(pairs) if !pairs.is_empty());
+    let has_own = TOP.known.iter().any(|key| child(root, key).is_some());
+    let has_other = super::check::TOP.known.iter().any(|key| child(root, key).is_some());
+    (is_map && !has_own && has_other).then(|| {
         Problem::general(
             "this is a gateway document, not a node file",
             Some("name it in the node file: gateway: { file: … }".into()),
@@ -481,7 +485,12 @@ fn log_level(field: &Field<'_>) -> Option<String> {
 // === as resolved ===
 
 /// Fills in what depends on the machine and judges what depends on two keys.
-fn resolve(root: &Node, report: &Report, insecure: bool) -> Option<NodeConfig> {
+fn resolve(
+    root: &Node,
+    report: &Report,
+    insecure: bool,
+    read_secret: impl Fn(&Path) -> Result<String, (String, &'static str)>,
+) -> Option<NodeConfig> {
     let (file, sections) = read(root, report)?;
     let at = |section: &'static str, key: &str, problem: String, suggestion: &str| {
         let place = sections.get(section).map_or(Place::default(), |section| section.place(key));
@@ -491,7 +500,7 @@ fn resolve(root: &Node, report: &Report, insecure: bool) -> Option<NodeConfig> {
     let admin_listen = file.admin_listen.unwrap_or(SocketAddr::new(LOOPBACK, 7070));
     let peer_listen = file.peer_listen.unwrap_or(SocketAddr::new(LOOPBACK, 7170));
     let peer_secret = match &file.peer_secret_file {
-        Some(path) => match secret(path) {
+        Some(path) => match read_secret(path) {
             Ok(secret) => Some(secret),
             Err((problem, suggestion)) => {
                 at("peer", "secret_file", problem, suggestion);
@@ -597,3 +606,7 @@ fn host_name() -> String {
     let name = name.trim();
     if super::field::check_name(name).is_ok() { name.to_owned() } else { "gogate".into() }
 }
+
+#[cfg(test)]
+#[path = "tests/node_file.rs"]
+mod tests;

@@ -18,11 +18,13 @@ const SHOWN_MAX: usize = 60;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// From 1; 0 when the problem does not lie in the text.
+    #[serde(default)]
     pub line: usize,
     /// From 1; 0 when the problem does not lie in the text.
+    #[serde(default)]
     pub column: usize,
     /// The variable or flag that set the value, if it does not come from the text.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
     /// The key: `services.api.endpoints[0].address`; empty for the whole.
     pub path: String,

@@ -115,6 +115,10 @@ pub fn parse(text: &str) -> Result<Option<Node>, Problem> {
             Ok((event, span)) => builder.event(event, span)?,
             Err(error) => {
                 let place = Place { line: error.marker().line(), column: error.marker().col() + 1 };
+                // The library reads ahead, and has a bound of its own on `[[[[…`.
+                if error.info().contains("recursion limit") {
+                    return Err(too_deep(place));
+                }
                 return Err(at(place, error.info().to_owned(), syntax_suggestion(text, place, error.info())));
             }
         }
@@ -248,9 +252,13 @@ fn refuse_tag(tagged: bool, place: Place) -> Result<(), Problem> {
 
 fn refuse_depth(levels: usize, place: Place) -> Result<(), Problem> {
     if levels > DEPTH_MAX {
-        return Err(at(place, format!("nested more than {DEPTH_MAX} levels deep"), None));
+        return Err(too_deep(place));
     }
     Ok(())
+}
+
+fn too_deep(place: Place) -> Problem {
+    at(place, format!("nested more than {DEPTH_MAX} levels deep"), None)
 }
 
 /// The recursion is bounded: no tree has more than [`DEPTH_MAX`] levels, aliases included.
