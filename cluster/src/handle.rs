@@ -167,6 +167,21 @@ pub struct Changes {
     inner: tokio::sync::broadcast::Receiver<Arc<[Change]>>,
 }
 
+// === impl Timers ===
+
+impl Default for Timers {
+    fn default() -> Self {
+        let ms = Duration::from_millis;
+        Self {
+            heartbeat: ms(75),
+            election_min: ms(300),
+            election_max: ms(400),
+            campaign_min: ms(400),
+            campaign_max: ms(700),
+        }
+    }
+}
+
 // === impl Cluster ===
 
 impl Cluster {

@@ -26,8 +26,8 @@ const QUIET: Duration = Duration::from_millis(200);
 /// How long one proposal may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Between two tries of the very first proposal, while there is no leader yet.
-const RETRY: Duration = Duration::from_millis(200);
+/// Between two tries, while there is no leader.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// Proposes a file.
 pub struct Reload {
@@ -64,23 +64,22 @@ impl Reload {
         if let Some(content) = &last {
             self.first_start(content).await;
         }
+        let mut again = false;
         loop {
-            tokio::select! {
-                () = self.hangup.notified() => {
-                    last = self.content().await;
-                    if let Some(content) = &last {
-                        self.propose(content, None, "SIGHUP").await;
-                    }
-                }
+            let why = tokio::select! {
+                () = self.hangup.notified() => "SIGHUP",
                 () = changed.notified(), if watcher.is_some() => {
                     quiet(&changed).await;
-                    let content = self.content().await;
-                    if content.is_some() && content != last {
-                        last = content;
-                        self.propose(last.as_deref().unwrap_or_default(), None, "the file changed").await;
-                    }
+                    "the file changed"
                 }
+                () = tokio::time::sleep(RETRY), if again => "the last try failed",
+            };
+            let content = self.content().await;
+            if content.is_none() || (why == "the file changed" && content == last) {
+                continue;
             }
+            last = content;
+            again = self.propose(last.as_deref().unwrap_or_default(), None, why).await.is_err();
         }
     }
 

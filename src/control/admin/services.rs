@@ -18,7 +18,7 @@ use super::{
     error::ApiError,
 };
 use crate::{
-    config::{Problem, parse_duration, reach},
+    config::{Problem, check_name, parse_duration, reach},
     control::heartbeats::Taken,
 };
 
@@ -204,7 +204,6 @@ fn check(written: Written<'_>) -> Result<Registration, Vec<Problem>> {
             wrong(path, "is empty or has control characters".into(), "use printable characters");
         }
     };
-    text("name", &written.name, false);
     if let Some(id) = &written.id {
         text("id", id, false);
     }
@@ -217,6 +216,9 @@ fn check(written: Written<'_>) -> Result<Registration, Vec<Problem>> {
     }
     if written.metadata.len() > LABELS_MAX || written.tags.len() > LABELS_MAX {
         wrong("metadata", format!("more than {LABELS_MAX} entries of metadata or tags"), "");
+    }
+    if let Err(rule) = check_name(&written.name) {
+        wrong("name", format!("`{}` cannot name a service", crate::config::problem::shown(&written.name)), rule);
     }
     let address = reach(&written.address).unwrap_or_else(|(problem, suggestion)| {
         let usual = "write host:port, as in 10.0.0.5:9000 or [::1]:9000";
@@ -291,7 +293,7 @@ mod tests {
     #[test]
     fn every_problem_is_listed() {
         let body = r#"{"id":"","name":"a\nb","address":"nowhere","ttl":"soon","weight":0}"#;
-        assert_eq!(problems_of(body), ["name", "id", "address", "weight", "ttl"]);
+        assert_eq!(problems_of(body), ["id", "name", "address", "weight", "ttl"]);
     }
 
     #[test]
