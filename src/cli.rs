@@ -28,7 +28,12 @@ const ADMIN_DEFAULT: &str = "http://127.0.0.1:7070";
 pub type Environment = BTreeMap<String, String>;
 
 #[derive(Parser)]
-#[command(name = "gogate", version, about = "An API gateway that is its own cluster", propagate_version = false)]
+#[command(
+    name = "gogate",
+    version,
+    about = "An API gateway that is its own cluster",
+    propagate_version = false
+)]
 struct Cli {
     #[command(flatten)]
     target: Target,

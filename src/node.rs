@@ -114,7 +114,8 @@ pub fn run(config: NodeConfig) -> Result<(), NodeError> {
 fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
         warn!(%error, "the limit of open files could not be raised");
     }
 }
@@ -133,8 +134,10 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     let (stop, stopped) = watch::channel(false);
     let admin = tokio::spawn(admin::serve(admin_listener, context.clone(), stopped));
 
-    let cluster_name = config.cluster.as_ref().map_or_else(|| config.name.clone(), |cluster| cluster.name.clone());
-    let starting = Cluster::start(cluster_config(&config, cluster_name.clone(), peer_listener, admin_address));
+    let cluster_name =
+        config.cluster.as_ref().map_or_else(|| config.name.clone(), |cluster| cluster.name.clone());
+    let starting =
+        Cluster::start(cluster_config(&config, cluster_name.clone(), peer_listener, admin_address));
     let cluster = tokio::select! {
         started = starting => started?,
         () = signals.stop() => {
@@ -243,7 +246,8 @@ fn cluster_config(
 
 fn reload(config: &NodeConfig, cluster: &Cluster, hangup: &Arc<Notify>) -> Option<JoinHandle<()>> {
     let file = config.gateway_file.clone()?;
-    let reload = Reload::new(cluster.clone(), config.name.clone(), file, config.gateway_watch, hangup.clone());
+    let reload =
+        Reload::new(cluster.clone(), config.name.clone(), file, config.gateway_watch, hangup.clone());
     Some(tokio::spawn(reload.run()))
 }
 
@@ -258,7 +262,9 @@ async fn watch_quorum(cluster: Cluster, caught_up: watch::Sender<bool>) {
         tokio::time::sleep(QUORUM_PERIOD).await;
         match cluster.linearizable(QUORUM_PERIOD).await {
             Ok(()) if !reachable => info!("there is a quorum again"),
-            Err(error) if reachable => warn!(reason = %error.reason, "no quorum: requests are served from what this node last knew"),
+            Err(error) if reachable => {
+                warn!(reason = %error.reason, "no quorum: requests are served from what this node last knew");
+            }
             Ok(()) | Err(_) => continue,
         }
         reachable = !reachable;
@@ -283,7 +289,11 @@ impl Signals {
                 notify.notify_one();
             }
         });
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup,
+        })
     }
 
     /// Resolves at the next request to stop.

@@ -6,7 +6,7 @@
 use std::{fmt, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Request, StatusCode, header};
+use http::{HeaderName, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -44,7 +44,6 @@ pub(super) struct Call {
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) status: StatusCode,
-    pub(super) headers: HeaderMap,
     pub(super) body: Bytes,
 }
 
@@ -75,12 +74,16 @@ impl Client {
         let mut nodes = Vec::new();
         for url in urls.split(',').map(str::trim).filter(|url| !url.is_empty()) {
             if url.starts_with("https://") {
-                return Err(CliError::Usage(format!("{url}: the admin API over TLS is not supported yet, use http://")));
+                return Err(CliError::Usage(format!(
+                    "{url}: the admin API over TLS is not supported yet, use http://"
+                )));
             }
             let authority = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
             let good = crate::config::reach(authority).is_ok();
             if !good {
-                return Err(CliError::Usage(format!("`{url}` is no address of an admin API: use http://HOST:PORT")));
+                return Err(CliError::Usage(format!(
+                    "`{url}` is no address of an admin API: use http://HOST:PORT"
+                )));
             }
             nodes.push(authority.to_owned());
         }
@@ -103,7 +106,9 @@ impl Client {
         for node in &self.nodes {
             match self.attempt(node, call).await {
                 // It says that nothing was written: another one may have a quorum.
-                Tried::Answered(reply) if reply.status == StatusCode::SERVICE_UNAVAILABLE => refusal = Some(reply),
+                Tried::Answered(reply) if reply.status == StatusCode::SERVICE_UNAVAILABLE => {
+                    refusal = Some(reply);
+                }
                 Tried::Answered(reply) => return Ok(reply),
                 Tried::BrokeOff(problem) if !call.method.is_safe() => {
                     return Err(CliError::Unknown(format!("http://{node} got the call, but {problem}")));
@@ -135,7 +140,7 @@ impl Client {
             let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
             let (head, body) = response.into_parts();
             let body = Limited::new(body, ANSWER_MAX).collect().await.map_err(|error| error.to_string())?;
-            Ok::<_, String>(Reply { status: head.status, headers: head.headers, body: body.to_bytes() })
+            Ok::<_, String>(Reply { status: head.status, body: body.to_bytes() })
         };
         // The connection is driven here, beside the call: both end together.
         let driven = async {
@@ -173,7 +178,9 @@ fn unreachable(failures: &[(&String, String)]) -> String {
     for (node, problem) in failures {
         said.push_str(&format!("no gogate answers at http://{node}: {problem}\n"));
     }
-    said.push_str("start one with `gogate dev` or `gogate serve`, or name the nodes with --admin or GOGATE_ADMIN");
+    said.push_str(
+        "start one with `gogate dev` or `gogate serve`, or name the nodes with --admin or GOGATE_ADMIN",
+    );
     said
 }
 
@@ -203,8 +210,9 @@ impl Call {
 impl Reply {
     /// The body, which has to be JSON.
     pub(super) fn json(&self) -> Result<serde_json::Value, CliError> {
-        serde_json::from_slice(&self.body)
-            .map_err(|error| CliError::Failed(format!("the answer is no JSON: {error}: is this the admin API?")))
+        serde_json::from_slice(&self.body).map_err(|error| {
+            CliError::Failed(format!("the answer is no JSON: {error}: is this the admin API?"))
+        })
     }
 
     fn into_error(self) -> CliError {
@@ -216,7 +224,11 @@ impl Reply {
             }
         };
         let said = problem.to_string();
-        if self.status == StatusCode::GATEWAY_TIMEOUT { CliError::Unknown(said) } else { CliError::Failed(said) }
+        if self.status == StatusCode::GATEWAY_TIMEOUT {
+            CliError::Unknown(said)
+        } else {
+            CliError::Failed(said)
+        }
     }
 }
 

@@ -22,9 +22,21 @@ impl ClusterCommand {
             Self::Status => {
                 let value = client.call(&Call::get("/v1/cluster")).await?.json()?;
                 show(output, &value, || {
-                    let mut table = Table::new(&["ID", "NAME", "ROLE", "STATE", "ADMIN", "PEER", "LAG", "CONFIG", "BUILD"]);
+                    let mut table = Table::new(&[
+                        "ID", "NAME", "ROLE", "STATE", "ADMIN", "PEER", "LAG", "CONFIG", "BUILD",
+                    ]);
                     for node in value["nodes"].as_array().into_iter().flatten() {
-                        let keys = ["id", "name", "role", "state", "admin", "peer", "lag", "config_version", "build"];
+                        let keys = [
+                            "id",
+                            "name",
+                            "role",
+                            "state",
+                            "admin",
+                            "peer",
+                            "lag",
+                            "config_version",
+                            "build",
+                        ];
                         table.row(keys.map(|key| cell(&node[key])));
                     }
                     table

@@ -48,18 +48,22 @@ impl Config {
     pub(super) async fn run(self, client: &Client, output: Format) -> Result<(), CliError> {
         match self {
             Self::Get { version } => {
-                let path = version.map_or("/v1/config".into(), |version| format!("/v1/config?version={version}"));
+                let path =
+                    version.map_or("/v1/config".into(), |version| format!("/v1/config?version={version}"));
                 let reply = client.call(&Call::get(path)).await?;
                 print(&String::from_utf8_lossy(&reply.body))
             }
-            Self::Apply { file, dry_run, if_version } => apply(client, output, file, dry_run, if_version).await,
+            Self::Apply { file, dry_run, if_version } => {
+                apply(client, output, file, dry_run, if_version).await
+            }
             Self::Log => {
                 let value = client.call(&Call::get("/v1/config/versions")).await?.json()?;
                 show(output, &value, || {
                     let mut table = Table::new(&["VERSION", "AT", "BY", "SIZE", "SHA256"]);
                     for version in value.as_array().into_iter().flatten() {
                         let sha256 = cell(&version["sha256"]).chars().take(12).collect();
-                        let [number, at, by, size] = ["version", "at", "by", "size"].map(|key| cell(&version[key]));
+                        let [number, at, by, size] =
+                            ["version", "at", "by", "size"].map(|key| cell(&version[key]));
                         table.row([number, at, by, size, sha256]);
                     }
                     table
@@ -70,14 +74,16 @@ impl Config {
                 show(output, &value, || {
                     let mut table = Table::new(&["NODE", "STATE", "VERSION", "ERROR"]);
                     for (name, node) in value["nodes"].as_object().into_iter().flatten() {
-                        let [state, version, error] = ["state", "version", "error"].map(|key| cell(&node[key]));
+                        let [state, version, error] =
+                            ["state", "version", "error"].map(|key| cell(&node[key]));
                         table.row([name.clone(), state, version, error]);
                     }
                     table
                 })
             }
             Self::Rollback { version } => {
-                let call = Call::new(Method::POST, "/v1/config/rollback").json(&json!({ "version": version }));
+                let call =
+                    Call::new(Method::POST, "/v1/config/rollback").json(&json!({ "version": version }));
                 let value = client.call(&call).await?.json()?;
                 applied(output, &value)
             }
@@ -93,7 +99,8 @@ async fn apply(
     if_version: Option<u64>,
 ) -> Result<(), CliError> {
     let content = std::fs::read(&file);
-    let content = content.map_err(|error| CliError::Failed(format!("{}: cannot be read: {error}", file.display())))?;
+    let content =
+        content.map_err(|error| CliError::Failed(format!("{}: cannot be read: {error}", file.display())))?;
     let mut call = Call::new(Method::PUT, if dry_run { "/v1/config?dry_run" } else { "/v1/config" });
     call.headers.push((header::CONTENT_TYPE, "application/yaml".into()));
     if let Some(version) = if_version {

@@ -109,9 +109,10 @@ impl Dev {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let throw_away = self.dir.is_none();
-        let dir = self.dir.clone().unwrap_or_else(|| {
-            std::env::temp_dir().join(format!("gogate-dev-{}", std::process::id()))
-        });
+        let dir = self
+            .dir
+            .clone()
+            .unwrap_or_else(|| std::env::temp_dir().join(format!("gogate-dev-{}", std::process::id())));
         std::fs::create_dir_all(&dir).map_err(|error| in_dir(&dir, &error))?;
         let dir = dir.canonicalize().map_err(|error| in_dir(&dir, &error))?;
 
@@ -135,7 +136,12 @@ impl Dev {
     }
 
     /// Starts everything, tells how to use it, and reports what dies.
-    async fn live(&self, dir: &Path, environment: &Environment, processes: &mut Processes) -> Result<(), CliError> {
+    async fn live(
+        &self,
+        dir: &Path,
+        environment: &Environment,
+        processes: &mut Processes,
+    ) -> Result<(), CliError> {
         let mut ports = Ports::default();
         let nodes = self.nodes(dir, &mut ports)?;
         println!("starting {} nodes; data and logs in {}", nodes.len(), dir.display());
@@ -171,7 +177,9 @@ impl Dev {
         }
         let mut nodes = Vec::new();
         for (name, number) in names.into_iter().zip(0..) {
-            let mut address = |first: u16| ports.from(first + number).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+            let mut address = |first: u16| {
+                ports.from(first + number).map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+            };
             let (web, admin, peer) = (address(WEB)?, address(ADMIN)?, address(PEER)?);
             nodes.push(Node { file: file(&name), name, web, admin, peer });
         }
@@ -186,7 +194,9 @@ impl Dev {
     async fn wait_until_it_stands(&self, nodes: &[Node], processes: &mut Processes) -> Result<(), CliError> {
         let deadline = Instant::now() + START_DEADLINE;
         for node in nodes {
-            for (address, path, what) in [(node.admin, "/readyz", "is ready"), (node.web, "/hello", "routes requests")] {
+            for (address, path, what) in
+                [(node.admin, "/readyz", "is ready"), (node.web, "/hello", "routes requests")]
+            {
                 loop {
                     if let Ok((ended, status)) = processes.ended.try_recv() {
                         return Err(processes.died_early(ended, status, node));
@@ -198,7 +208,10 @@ impl Dev {
                     }
                     if Instant::now() > deadline {
                         let seconds = START_DEADLINE.as_secs();
-                        return Err(CliError::Failed(format!("after {seconds} s it is still not so that {} {what}: see its log", node.name)));
+                        return Err(CliError::Failed(format!(
+                            "after {seconds} s it is still not so that {} {what}: see its log",
+                            node.name
+                        )));
                     }
                     tokio::time::sleep(POLL).await;
                 }
@@ -237,11 +250,19 @@ fn guide(nodes: &[Node], processes: &Processes, admin: &str) -> Result<String, C
     let second = nodes.get(1).unwrap_or(first);
     let gogate = program();
     let mut text = format!("{:<6}{:<9}{:<25}{:<25}{}\n", "node", "pid", "web", "admin", "peer");
-    let pid_of = |name: &str| processes.running.iter().find(|running| running.name == name).map_or(0, |running| running.pid);
+    let pid_of = |name: &str| {
+        processes.running.iter().find(|running| running.name == name).map_or(0, |running| running.pid)
+    };
     for Node { name, web, admin, peer, .. } in nodes {
-        text.push_str(&format!("{name:<6}{:<9}{:<25}{:<25}{peer}\n", pid_of(name), format!("http://{web}"), format!("http://{admin}")));
+        text.push_str(&format!(
+            "{name:<6}{:<9}{:<25}{:<25}{peer}\n",
+            pid_of(name),
+            format!("http://{web}"),
+            format!("http://{admin}")
+        ));
     }
-    let requests: Vec<String> = nodes.iter().map(|node| format!("curl -s http://{}/hello", node.web)).collect();
+    let requests: Vec<String> =
+        nodes.iter().map(|node| format!("curl -s http://{}/hello", node.web)).collect();
     text.push_str(&format!(
         "\nTry this in another terminal:\n\n  export GOGATE_ADMIN={admin}\n\n\
          # 1. a request through each node\n  {}\n\
@@ -261,10 +282,12 @@ fn guide(nodes: &[Node], processes: &Processes, admin: &str) -> Result<String, C
 impl Node {
     fn read(file: PathBuf, name: String) -> Result<Self, CliError> {
         let config = node_file::load(Some(&file), [], &[], false).map_err(|problems| {
-            let lines: Vec<String> = problems.iter().map(|problem| problem.in_file(&file.display().to_string())).collect();
+            let lines: Vec<String> =
+                problems.iter().map(|problem| problem.in_file(&file.display().to_string())).collect();
             CliError::Failed(lines.join("\n"))
         })?;
-        let web = config.bind.get("web").copied().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
+        let web =
+            config.bind.get("web").copied().unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)));
         Ok(Self { name, file, web, admin: config.admin_listen, peer: config.peer_listen })
     }
 
@@ -292,9 +315,20 @@ impl Node {
 
 impl Processes {
     /// Starts this program with `args`, its output going to a file in `dir`.
-    fn start(&mut self, name: &str, args: &[String], dir: &Path, environment: &Environment, is_node: bool) -> Result<(), CliError> {
+    fn start(
+        &mut self,
+        name: &str,
+        args: &[String],
+        dir: &Path,
+        environment: &Environment,
+        is_node: bool,
+    ) -> Result<(), CliError> {
         let failed = |error: std::io::Error| CliError::Failed(format!("{name} cannot be started: {error}"));
-        let log = File::options().create(true).append(true).open(dir.join(format!("{name}.log"))).map_err(failed)?;
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(dir.join(format!("{name}.log")))
+            .map_err(failed)?;
         let mut command = Command::new(std::env::current_exe().map_err(failed)?);
         command.args(args).arg("--die-with").arg(std::process::id().to_string());
         // The variables are for this command, not for the nodes that it makes up; and a Ctrl-C in the terminal
@@ -371,7 +405,9 @@ impl Processes {
 impl Ports {
     /// The first free port from `first` on.
     fn from(&mut self, first: u16) -> Result<u16, CliError> {
-        let free = |port: &u16| !self.given.contains(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+        let free = |port: &u16| {
+            !self.given.contains(port) && TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok()
+        };
         let Some(port) = (first..=first.saturating_add(900)).find(free) else {
             return Err(CliError::Failed(format!("no port from {first} on is free")));
         };

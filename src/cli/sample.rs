@@ -95,7 +95,9 @@ impl Sample {
         let address = match self.advertise {
             Some(address) => address,
             None if local.ip().is_unspecified() => {
-                return Err(CliError::Usage(format!("--listen {local} is no address to reach: say --advertise HOST:PORT")));
+                return Err(CliError::Usage(format!(
+                    "--listen {local} is no address to reach: say --advertise HOST:PORT"
+                )));
             }
             None => local.to_string(),
         };

@@ -32,10 +32,12 @@ impl Serve {
         }
         let config = self.config.or_else(|| environment.get("GOGATE_CONFIG").map(PathBuf::from));
         let shown = config.as_ref().map_or_else(|| "gogate".to_owned(), |file| file.display().to_string());
-        let config = node_file::load(config.as_deref(), environment, &self.set, self.insecure).map_err(|problems| {
-            let lines: Vec<String> = problems.iter().map(|problem| problem.in_file(&shown)).collect();
-            CliError::Failed(format!("the node cannot start\n{}", lines.join("\n")))
-        })?;
+        let config = node_file::load(config.as_deref(), environment, &self.set, self.insecure).map_err(
+            |problems| {
+                let lines: Vec<String> = problems.iter().map(|problem| problem.in_file(&shown)).collect();
+                CliError::Failed(format!("the node cannot start\n{}", lines.join("\n")))
+            },
+        )?;
         telemetry::start(&config.log).map_err(CliError::Failed)?;
         if config.insecure {
             tracing::warn!("--insecure: whoever reaches the admin or the peer address can change everything");

@@ -121,7 +121,9 @@ impl Register {
             };
             metadata.insert(key.to_owned(), value.into());
         }
-        Ok(json!({"id": id, "name": name, "address": address, "ttl": ttl, "weight": weight, "tags": tag, "metadata": metadata}))
+        Ok(
+            json!({"id": id, "name": name, "address": address, "ttl": ttl, "weight": weight, "tags": tag, "metadata": metadata}),
+        )
     }
 }
 

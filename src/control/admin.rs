@@ -11,7 +11,14 @@ mod error;
 mod health;
 mod services;
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, pin::pin, sync::{Arc, OnceLock}, time::Duration};
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use gogate_cluster::Cluster;
 use http::{Method, Request, StatusCode};
@@ -115,7 +122,11 @@ async fn connection(
         async move { Ok::<_, Infallible>(handle(&context, peer, request).await) }
     });
     let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(HEAD_MAX).half_close(false);
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_MAX)
+        .half_close(false);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
     let mut stopped = pin!(async move { stop.wait_for(|stopped| *stopped).await.is_ok() });
     let ended = tokio::select! {
@@ -134,7 +145,10 @@ async fn handle(context: &OnceLock<Context>, peer: SocketAddr, request: Request<
     let Some(context) = context.get() else {
         return match request.uri().path() {
             "/livez" => text(StatusCode::OK, "ok\n"),
-            _ => ApiError::Unavailable("this node is starting: it waits for its peers; nothing was done".into()).answer(None),
+            _ => ApiError::Unavailable(
+                "this node is starting: it waits for its peers; nothing was done".into(),
+            )
+            .answer(None),
         };
     };
     match route(context, peer, request).await {
@@ -191,9 +205,9 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
         ["readyz" | "health"] if get => health::ready(context, query).await,
         ["metrics"] if get => health::metrics(context).await,
         [""] if get => Ok(text(StatusCode::OK, health::index(context))),
-        ["v1", "config", "versions" | "status"] | ["v1", "cluster"] | ["livez" | "readyz" | "health" | "metrics" | ""] => {
-            method("GET, HEAD")
-        }
+        ["v1", "config", "versions" | "status"]
+        | ["v1", "cluster"]
+        | ["livez" | "readyz" | "health" | "metrics" | ""] => method("GET, HEAD"),
         _ => Err(unknown_path(path)),
     }
 }

@@ -157,7 +157,8 @@ impl Publisher {
             let table = RoutingTable::compile(current.version, &document, &registered, &previous);
             table.map(|table| (services, table)).map_err(|error| error.to_string())
         });
-        let (services, table) = compiled.await.map_err(|error| format!("it could not be compiled: {error}"))??;
+        let (services, table) =
+            compiled.await.map_err(|error| format!("it could not be compiled: {error}"))??;
         self.proxy.publish(table).await.map_err(|error| error.to_string())?;
         Ok(services)
     }
@@ -168,7 +169,8 @@ impl Publisher {
         if services.is_empty() {
             return false;
         }
-        let registered = self.cluster.read(|state| compile::registered(state.registry(), services.iter().copied()));
+        let registered =
+            self.cluster.read(|state| compile::registered(state.registry(), services.iter().copied()));
         let mut table = RoutingTable::clone(&self.proxy.table());
         for (service, endpoints) in registered {
             table = table.with_endpoints(&service, endpoints);
@@ -192,7 +194,9 @@ impl Work {
         for change in changes {
             match &change.kind {
                 ChangeKind::Reset | ChangeKind::Document(_) => self.whole = true,
-                ChangeKind::Registered(instance) | ChangeKind::Deregistered(instance) => self.touch(&instance.name),
+                ChangeKind::Registered(instance) | ChangeKind::Deregistered(instance) => {
+                    self.touch(&instance.name);
+                }
                 ChangeKind::Updated { was, now } => {
                     self.touch(&was.name);
                     self.touch(&now.name);

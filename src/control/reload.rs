@@ -109,7 +109,9 @@ impl Reload {
 
     async fn content(&self) -> Option<String> {
         let read = tokio::fs::read(&self.file).await.map_err(|error| error.to_string());
-        match read.and_then(|bytes| config::text(&bytes).map(str::to_owned).map_err(|problem| problem.to_string())) {
+        match read
+            .and_then(|bytes| config::text(&bytes).map(str::to_owned).map_err(|problem| problem.to_string()))
+        {
             Ok(content) => Some(content),
             Err(error) => {
                 error!(file = %self.file.display(), %error, "the gateway file cannot be read; what runs stays");
@@ -164,12 +166,18 @@ impl Reload {
         let by = format!("{file} on {}", self.node);
         let document = NewDocument { expected, content: text, by, at_ms: wall_clock_ms() };
         match self.cluster.propose(Command::PutDocument(document), TIMEOUT).await {
-            Ok(Outcome::Documented { version, changed: true }) => info!(%file, why, version, "proposed the gateway file"),
-            Ok(Outcome::Documented { .. }) => info!(%file, why, "the gateway file equals what runs: nothing to do"),
+            Ok(Outcome::Documented { version, changed: true }) => {
+                info!(%file, why, version, "proposed the gateway file");
+            }
+            Ok(Outcome::Documented { .. }) => {
+                info!(%file, why, "the gateway file equals what runs: nothing to do");
+            }
             Ok(Outcome::Refused(Refusal::StaleDocument { current, .. })) if expected == Some(0) => {
                 info!(version = current, "another node was first with its gateway file");
             }
-            Ok(outcome) => error!(%file, why, ?outcome, "the cluster refused the gateway file; what runs stays"),
+            Ok(outcome) => {
+                error!(%file, why, ?outcome, "the cluster refused the gateway file; what runs stays")
+            }
             Err(error) => {
                 warn!(%file, why, %error, "the gateway file could not be proposed");
                 return Err(error);
@@ -186,7 +194,11 @@ fn concerns(event: &notify::Result<notify::Event>, file: &Path) -> bool {
     let Ok(event) = event else { return true };
     let written = match event.kind {
         EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
-        EventKind::Any | EventKind::Create(_) | EventKind::Modify(_) | EventKind::Remove(_) | EventKind::Other => true,
+        EventKind::Any
+        | EventKind::Create(_)
+        | EventKind::Modify(_)
+        | EventKind::Remove(_)
+        | EventKind::Other => true,
     };
     let ours = |path: &PathBuf| path.file_name() == file.file_name() || path.ends_with("..data");
     written && (event.need_rescan() || event.paths.iter().any(ours))

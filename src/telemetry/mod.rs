@@ -19,8 +19,9 @@ const QUIET: &str = "openraft=error,sled=warn,hyper=warn,h2=warn,tower=warn,toni
 /// # Errors
 /// When the level is no filter, or a log was started before.
 pub fn start(log: &LogConfig) -> Result<(), String> {
-    let filter = EnvFilter::try_new(format!("{QUIET},{}", log.level))
-        .map_err(|error| format!("log.level: `{}` is not a filter: {error}; use info, or gogate=debug,warn", log.level))?;
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", log.level)).map_err(|error| {
+        format!("log.level: `{}` is not a filter: {error}; use info, or gogate=debug,warn", log.level)
+    })?;
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let started = if log.json {
         builder.json().flatten_event(true).try_init()

@@ -40,7 +40,9 @@ impl<'a> Query<'a> {
                 let mut list = known.join(", ");
                 list.push_str(if list.is_empty() { "timeout" } else { ", timeout" });
                 let name = crate::config::problem::shown(name);
-                return Err(ApiError::Malformed(format!("unknown query parameter `{name}`: this call knows {list}")));
+                return Err(ApiError::Malformed(format!(
+                    "unknown query parameter `{name}`: this call knows {list}"
+                )));
             }
         }
         Ok(query)
@@ -54,7 +56,9 @@ impl<'a> Query<'a> {
     /// The value of `name`, decoded.
     pub(super) fn get(&self, name: &str) -> Result<Option<Cow<'a, str>>, ApiError> {
         let Some((_, value)) = self.pairs().find(|(key, _)| *key == name) else { return Ok(None) };
-        decode(value).map(Some).ok_or_else(|| ApiError::Malformed(format!("query parameter `{name}` is badly encoded")))
+        decode(value)
+            .map(Some)
+            .ok_or_else(|| ApiError::Malformed(format!("query parameter `{name}` is badly encoded")))
     }
 
     /// Whether `name` is set: present, and not `false` or `0`.
@@ -69,7 +73,9 @@ impl<'a> Query<'a> {
     /// The whole number `name`.
     pub(super) fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
         let Some(value) = self.get(name)? else { return Ok(None) };
-        let number = value.parse().map_err(|_| ApiError::Malformed(format!("`{name}` is a whole number, not `{value}`")));
+        let number = value
+            .parse()
+            .map_err(|_| ApiError::Malformed(format!("`{name}` is a whole number, not `{value}`")));
         number.map(Some)
     }
 
@@ -113,13 +119,16 @@ pub(super) async fn read_body(body: Incoming, limit: usize, timeout: Duration) -
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::TooLarge { limit }),
         Ok(Err(error)) => Err(ApiError::Malformed(format!("the body broke off: {error}"))),
-        Err(_) => Err(ApiError::Malformed(format!("the body did not arrive within {} ms", timeout.as_millis()))),
+        Err(_) => {
+            Err(ApiError::Malformed(format!("the body did not arrive within {} ms", timeout.as_millis())))
+        }
     }
 }
 
 /// Reads JSON; a problem names the key, the line and the column.
 pub(super) fn from_json<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|error| ApiError::Malformed(format!("the body is not what this call takes: {error}")))
+    serde_json::from_slice(body)
+        .map_err(|error| ApiError::Malformed(format!("the body is not what this call takes: {error}")))
 }
 
 /// The bytes of a JSON body.

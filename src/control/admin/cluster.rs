@@ -45,10 +45,17 @@ pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Ans
     let reports = context.cluster.member_reports(REPORT_TIMEOUT.min(timeout)).await;
     let status = context.cluster.status();
     // What the leader has applied, or the furthest of those that answer.
-    let furthest = reports.iter().filter_map(|(_, report)| Some(report.as_ref()?.applied)).max().unwrap_or(status.applied);
+    let furthest = reports
+        .iter()
+        .filter_map(|(_, report)| Some(report.as_ref()?.applied))
+        .max()
+        .unwrap_or(status.applied);
     let nodes = reports.into_iter().map(|(member, report)| NodeJson::new(member, report, furthest)).collect();
     let (leader, term, applied) = (status.leader, status.term, status.applied);
-    Ok(json(StatusCode::OK, &ClusterJson { cluster: context.cluster_name.clone(), leader, term, applied, nodes }))
+    Ok(json(
+        StatusCode::OK,
+        &ClusterJson { cluster: context.cluster_name.clone(), leader, term, applied, nodes },
+    ))
 }
 
 // === impl NodeJson ===
@@ -65,7 +72,17 @@ impl NodeJson {
             Some(report) => {
                 let MemberReport { build, config_version, applied, state, .. } = report;
                 let lag = Some(furthest.saturating_sub(applied));
-                Self { id, name, role, admin, peer, state, lag, config_version: Some(config_version), build: Some(build) }
+                Self {
+                    id,
+                    name,
+                    role,
+                    admin,
+                    peer,
+                    state,
+                    lag,
+                    config_version: Some(config_version),
+                    build: Some(build),
+                }
             }
         }
     }

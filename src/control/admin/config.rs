@@ -100,7 +100,9 @@ pub(super) async fn get(context: &Context, query: Option<&str>) -> Result<Answer
         None => state.documents().current().cloned(),
     });
     let document = found.ok_or_else(|| match wanted {
-        Some(version) => ApiError::NotFound(format!("version {version} is not among the {HISTORY} that are kept")),
+        Some(version) => {
+            ApiError::NotFound(format!("version {version} is not among the {HISTORY} that are kept"))
+        }
         None => ApiError::NotFound("there is no gateway document yet: apply one".into()),
     })?;
     let json = document.content.trim_start().starts_with('{');
@@ -137,7 +139,10 @@ pub(super) async fn put(
             return Err(ApiError::Stale { current, detail });
         }
         let nodes = BTreeMap::new();
-        return Ok(json(StatusCode::OK, &Applied { version: current, dry_run: Some(true), changed: !same, nodes }));
+        return Ok(json(
+            StatusCode::OK,
+            &Applied { version: current, dry_run: Some(true), changed: !same, nodes },
+        ));
     }
     let by = format!("{} at {}", peer.ip(), context.node);
     let command = Command::PutDocument(NewDocument { expected, content, by, at_ms: wall_clock_ms() });
@@ -197,9 +202,9 @@ async fn checked(content: Arc<str>) -> Result<(), ApiError> {
     });
     match checked.await {
         Ok(checked) => checked.map_err(ApiError::Invalid),
-        Err(error) => {
-            Err(ApiError::Unavailable(format!("the document could not be checked: {error}; nothing was written")))
-        }
+        Err(error) => Err(ApiError::Unavailable(format!(
+            "the document could not be checked: {error}; nothing was written"
+        ))),
     }
 }
 
@@ -216,7 +221,8 @@ async fn apply(context: &Context, command: Command, deadline: Instant) -> Result
         )),
         Running::Active | Running::Pending(_) | Running::Unreachable => None,
     });
-    let nodes: BTreeMap<String, String> = nodes.into_iter().map(|(name, running)| (name, running.text())).collect();
+    let nodes: BTreeMap<String, String> =
+        nodes.into_iter().map(|(name, running)| (name, running.text())).collect();
     if let Some(detail) = failed {
         return Err(ApiError::Conflict { detail, nodes: serde_json::json!(nodes) });
     }
@@ -255,11 +261,14 @@ fn expected(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
         return Ok(None);
     }
     let version = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text).parse();
-    version.map(Some).map_err(|_| ApiError::Malformed("`If-Match` is a version in quotes, as `ETag` told it: \"3\"".into()))
+    version.map(Some).map_err(|_| {
+        ApiError::Malformed("`If-Match` is a version in quotes, as `ETag` told it: \"3\"".into())
+    })
 }
 
 fn tag(headers: &mut HeaderMap, version: u64) {
-    let etag = HeaderValue::try_from(format!("\"{version}\"")).expect("digits and quotes make a header value");
+    let etag =
+        HeaderValue::try_from(format!("\"{version}\"")).expect("digits and quotes make a header value");
     headers.insert(header::ETAG, etag);
     headers.insert(VERSION, HeaderValue::from(version));
 }
@@ -305,7 +314,9 @@ impl Running {
         match self {
             Self::Active => NodeJson { state: "active", version: Some(wanted), error: None },
             Self::Pending(runs) => NodeJson { state: "pending", version: Some(runs), error: None },
-            Self::Failed(runs, reason) => NodeJson { state: "failed", version: Some(runs), error: Some(reason) },
+            Self::Failed(runs, reason) => {
+                NodeJson { state: "failed", version: Some(runs), error: Some(reason) }
+            }
             Self::Unreachable => NodeJson { state: "unreachable", version: None, error: None },
         }
     }
@@ -317,7 +328,14 @@ impl VersionJson {
     fn new(version: &Version, current: u64) -> Self {
         let Version { version, content, sha256, by, at_ms } = version;
         let (size, at) = (content.len(), rfc3339(*at_ms));
-        Self { version: *version, at, by: by.clone(), size, sha256: sha256.clone(), current: *version == current }
+        Self {
+            version: *version,
+            at,
+            by: by.clone(),
+            size,
+            sha256: sha256.clone(),
+            current: *version == current,
+        }
     }
 }
 

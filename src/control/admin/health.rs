@@ -6,7 +6,9 @@
 use std::{fmt::Write, time::Duration};
 
 use http::{HeaderValue, StatusCode, header};
-use prometheus::{Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, proto::MetricFamily};
+use prometheus::{
+    Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, proto::MetricFamily,
+};
 
 use super::{
     Context,
@@ -41,7 +43,15 @@ pub(super) async fn ready(context: &Context, query: Option<&str>) -> Result<Answ
     };
     line(!draining, "accepting", if draining { "draining" } else { "ok" });
     line(known, "state", if known { "ok" } else { "this node has not heard from its cluster yet" });
-    line(error.is_empty(), "config", &if error.is_empty() { format!("version {version} runs") } else { format!("version {version} runs, not {error}") });
+    line(
+        error.is_empty(),
+        "config",
+        &if error.is_empty() {
+            format!("version {version} runs")
+        } else {
+            format!("version {version} runs, not {error}")
+        },
+    );
     match quorum {
         Ok(()) => line(true, "quorum", "ok"),
         Err(error) => line(false, "quorum", &format!("{}; serving what this node last knew", error.reason)),
@@ -55,7 +65,9 @@ pub(super) async fn metrics(context: &Context) -> Result<Answer, ApiError> {
     let mut families = within(GATHER_TIMEOUT, context.proxy.gather()).await.unwrap_or_default();
     match control(context) {
         Ok(own) => families.extend(own),
-        Err(error) => return Err(ApiError::Unavailable(format!("the metrics could not be gathered: {error}"))),
+        Err(error) => {
+            return Err(ApiError::Unavailable(format!("the metrics could not be gathered: {error}")));
+        }
     }
     families.sort_by(|a, b| a.name().cmp(b.name()));
     let mut body = Vec::new();
@@ -64,7 +76,9 @@ pub(super) async fn metrics(context: &Context) -> Result<Answer, ApiError> {
         return Err(ApiError::Unavailable(format!("the metrics could not be written: {error}")));
     }
     let mut answer = text(StatusCode::OK, body);
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
+    answer
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"));
     Ok(answer)
 }
 
@@ -98,10 +112,15 @@ fn control(context: &Context) -> Result<Vec<MetricFamily>, prometheus::Error> {
     }
 
     let (current, services) = context.cluster.read(|state| {
-        let services: Vec<_> = state.registry().services().map(|(name, count)| (name.clone(), count)).collect();
+        let services: Vec<_> =
+            state.registry().services().map(|(name, count)| (name.clone(), count)).collect();
         (state.documents().current_version(), services)
     });
-    let versions = gauges(metrics::CONFIG_VERSION, "Versions of the gateway document: running here, and current in the cluster.", "state")?;
+    let versions = gauges(
+        metrics::CONFIG_VERSION,
+        "Versions of the gateway document: running here, and current in the cluster.",
+        "state",
+    )?;
     set(&versions, "active", context.published.version());
     set(&versions, "current", current);
     let instances = gauges(metrics::REGISTRY_INSTANCES, "Registered instances.", "service")?;
@@ -109,7 +128,10 @@ fn control(context: &Context) -> Result<Vec<MetricFamily>, prometheus::Error> {
     for (name, count) in &services {
         set(&instances, name, u64::try_from(*count).unwrap_or(u64::MAX));
     }
-    let expirations = IntCounter::new(metrics::REGISTRY_EXPIRATIONS_TOTAL, "Instances that expired since this node started.")?;
+    let expirations = IntCounter::new(
+        metrics::REGISTRY_EXPIRATIONS_TOTAL,
+        "Instances that expired since this node started.",
+    )?;
     expirations.inc_by(context.published.expirations());
     registry.register(Box::new(expirations))?;
     set(&gauges(metrics::BUILD_INFO, "1; the build is the label.", "version")?, context.build, 1);

@@ -82,7 +82,11 @@ struct HeartbeatJson {
 }
 
 /// `POST /v1/services`
-pub(super) async fn register(context: &Context, query: Option<&str>, body: Incoming) -> Result<Answer, ApiError> {
+pub(super) async fn register(
+    context: &Context,
+    query: Option<&str>,
+    body: Incoming,
+) -> Result<Answer, ApiError> {
     let timeout = Query::new(query, &[])?.timeout()?;
     let body = read_body(body, BODY_MAX, timeout).await?;
     let registration = check(from_json(&body)?).map_err(ApiError::Invalid)?;
@@ -102,7 +106,9 @@ pub(super) async fn register(context: &Context, query: Option<&str>, body: Incom
 pub(super) async fn list(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
     let query = Query::new(query, &["name", "tag", "stale", "index", "wait"])?;
     if query.get("index")?.is_some() || query.get("wait")?.is_some() {
-        return Err(ApiError::Malformed("blocking reads (`index`, `wait`) are not supported yet: ask again instead".into()));
+        return Err(ApiError::Malformed(
+            "blocking reads (`index`, `wait`) are not supported yet: ask again instead".into(),
+        ));
     }
     let (name, tag) = (query.get("name")?, query.get("tag")?);
     context.consistent(&query).await?;
@@ -116,7 +122,8 @@ pub(super) async fn list(context: &Context, query: Option<&str>) -> Result<Answe
         let with_life = |instance: Arc<Instance>| (state.expires_in_ms(&instance.id), instance);
         (state.index(), of(state.registry()).into_iter().map(with_life).collect::<Vec<_>>())
     });
-    let wanted = |instance: &Instance| tag.as_deref().is_none_or(|tag| instance.tags.iter().any(|own| own == tag));
+    let wanted =
+        |instance: &Instance| tag.as_deref().is_none_or(|tag| instance.tags.iter().any(|own| own == tag));
     let list: Vec<InstanceJson<'_>> = instances
         .iter()
         .filter(|(_, instance)| wanted(instance))
@@ -157,7 +164,9 @@ pub(super) async fn deregister(context: &Context, id: &str, query: Option<&str>)
 /// `PUT /v1/services/{id}/heartbeat`
 pub(super) async fn heartbeat(context: &Context, id: &str, query: Option<&str>) -> Result<Answer, ApiError> {
     let timeout = Query::new(query, &[])?.timeout()?;
-    let look = || context.cluster.read(|state| state.registry().get(id).cloned().map(|found| (found, state.index())));
+    let look = || {
+        context.cluster.read(|state| state.registry().get(id).cloned().map(|found| (found, state.index())))
+    };
     let (instance, index) = match look() {
         Some(found) => found,
         None => {
@@ -218,7 +227,11 @@ fn check(written: Written<'_>) -> Result<Registration, Vec<Problem>> {
         wrong("metadata", format!("more than {LABELS_MAX} entries of metadata or tags"), "");
     }
     if let Err(rule) = check_name(&written.name) {
-        wrong("name", format!("`{}` cannot name a service", crate::config::problem::shown(&written.name)), rule);
+        wrong(
+            "name",
+            format!("`{}` cannot name a service", crate::config::problem::shown(&written.name)),
+            rule,
+        );
     }
     let address = reach(&written.address).unwrap_or_else(|(problem, suggestion)| {
         let usual = "write host:port, as in 10.0.0.5:9000 or [::1]:9000";
@@ -257,7 +270,18 @@ fn check(written: Written<'_>) -> Result<Registration, Vec<Problem>> {
 impl<'a> InstanceJson<'a> {
     fn new(instance: &'a Instance, expires_in_ms: Option<u64>, index: Option<u64>) -> Self {
         let Instance { id, name, address, ttl_ms, weight, metadata, tags, epoch } = instance;
-        Self { id, name, address, ttl: Ttl(*ttl_ms), weight: *weight, metadata, tags, epoch: *epoch, expires_in_ms, index }
+        Self {
+            id,
+            name,
+            address,
+            ttl: Ttl(*ttl_ms),
+            weight: *weight,
+            metadata,
+            tags,
+            epoch: *epoch,
+            expires_in_ms,
+            index,
+        }
     }
 }
 
@@ -298,7 +322,9 @@ mod tests {
 
     #[test]
     fn a_life_has_bounds() {
-        for (ttl, good) in [("0s", true), ("1s", true), ("24h", true), ("10ms", false), ("25h", false), ("-1s", false)] {
+        for (ttl, good) in
+            [("0s", true), ("1s", true), ("24h", true), ("10ms", false), ("25h", false), ("-1s", false)]
+        {
             let body = format!(r#"{{"name":"a","address":"h:1","ttl":"{ttl}"}}"#);
             assert_eq!(problems_of(&body).is_empty(), good, "{ttl}");
         }
