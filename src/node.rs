@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | proxy workers (threads of their own) | client connections, the routing table | upstream requests | after the drain, or with the process |
 //! | cluster (its own tasks) | peers, proposals | the replicated state, its changes | `Cluster::shutdown`; by itself only when its core stops, and then the process ends |
-//! | publish | `Cluster::changes` | the proxy's table, this node's report | with the changes, at the cluster's shutdown |
+//! | publish | `Cluster::changes` | the proxy's table, this node's report | aborted after the drain |
 //! | heartbeats | beats taken by the admin API | the leader's next tick | aborted after the drain |
 //! | reload | SIGHUP, the gateway file | proposals | aborted after the drain |
 //! | quorum | a linearizable read now and then | `caught_up`, log lines | aborted after the drain |
@@ -157,8 +157,8 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     let heartbeats = Arc::new(Heartbeats::new());
     let (caught_up, has_caught_up) = watch::channel(false);
     let publisher = Publisher::new(cluster.clone(), proxy.clone(), published.clone());
-    let publish = tokio::spawn(publisher.run(cluster.changes()));
     let mut tasks = vec![
+        tokio::spawn(publisher.run(cluster.changes())),
         tokio::spawn(watch_quorum(cluster.clone(), caught_up)),
         tokio::spawn({
             let (heartbeats, cluster) = (heartbeats.clone(), cluster.clone());
@@ -194,9 +194,8 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     }
     let _ = stop.send(true);
     let closing = async {
-        cluster.shutdown().await;
-        let _ = publish.await;
         let _ = admin.await;
+        cluster.shutdown().await;
     };
     tokio::select! {
         closed = tokio::time::timeout(SHUTDOWN_DEADLINE, closing) => if closed.is_err() {

@@ -176,7 +176,7 @@ impl Reload {
                 info!(version = current, "another node was first with its gateway file");
             }
             Ok(outcome) => {
-                error!(%file, why, ?outcome, "the cluster refused the gateway file; what runs stays")
+                error!(%file, why, ?outcome, "the cluster refused the gateway file; what runs stays");
             }
             Err(error) => {
                 warn!(%file, why, %error, "the gateway file could not be proposed");
