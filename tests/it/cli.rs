@@ -30,7 +30,7 @@ fn the_exit_code_tells_what_happened() {
     std::thread::spawn(move || {
         drop(listener.accept().map(|(mut stream, _)| {
             let _ = std::io::Read::read(&mut stream, &mut [0; 1024]);
-        }))
+        }));
     });
     let (code, _, said) = at(&address, &["service", "deregister", "a"]);
     assert_eq!(code, Some(3), "{said}");

@@ -24,7 +24,7 @@ fn a_document_is_served_compared_and_rolled_back() {
     assert_eq!((&answer["version"], &answer["nodes"]["n1"]), (&1.into(), &"active".into()), "{answer}");
     assert_eq!(get(web, "/one").unwrap().text(), "echo");
     let read = get(admin, "/v1/config").unwrap();
-    assert_eq!((read.text(), read.header("etag")), (one.clone(), Some("\"1\"")));
+    assert_eq!((read.text(), read.header("etag")), (one, Some("\"1\"")));
     assert_eq!(read.header("x-gogate-version"), Some("1"));
 
     let two = document("/two", service.address);
