@@ -1,1 +1,9 @@
-fn main() {}
+//! The cluster crate from outside.
+#![allow(clippy::unwrap_used, reason = "a test ends where it finds something else than it expects")]
+
+mod expiry;
+mod harness;
+mod log_recovery;
+mod one_node;
+mod snapshots;
+mod three_nodes;
