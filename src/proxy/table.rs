@@ -64,7 +64,7 @@ pub(super) struct Upstream {
 }
 
 /// One endpoint, its address read once.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Target {
     /// As written.
     pub(super) address: Arc<str>,
@@ -73,7 +73,7 @@ pub(super) struct Target {
 }
 
 /// Where an endpoint is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Location {
     /// The address was written as one.
     Address(SocketAddr),

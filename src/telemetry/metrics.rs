@@ -256,12 +256,12 @@ impl Histogram {
         let mut cumulative = 0;
         let buckets = DURATION_BUCKETS.iter().zip(self.buckets).map(|(bound, count)| {
             cumulative += count;
-            let mut bucket = Bucket::new();
+            let mut bucket = Bucket::default();
             bucket.set_upper_bound(*bound);
             bucket.set_cumulative_count(cumulative);
             bucket
         });
-        let mut histogram = HistogramProto::new();
+        let mut histogram = HistogramProto::default();
         histogram.set_bucket(buckets.collect());
         histogram.set_sample_count(self.count());
         histogram.set_sample_sum(self.sum_us as f64 / 1e6);
@@ -288,7 +288,7 @@ pub fn gauge<'a>(
     samples: impl IntoIterator<Item = (Vec<(&'a str, &'a str)>, f64)>,
 ) -> MetricFamily {
     let metrics = samples.into_iter().map(|(pairs, value)| {
-        let mut gauge = Gauge::new();
+        let mut gauge = Gauge::default();
         gauge.set_value(value);
         let mut metric = Metric::from_label(labels(&pairs));
         metric.set_gauge(gauge);
@@ -298,7 +298,7 @@ pub fn gauge<'a>(
 }
 
 fn counter_metric(pairs: &[(&str, &str)], value: u64) -> Metric {
-    let mut counter = Counter::new();
+    let mut counter = Counter::default();
     counter.set_value(value as f64);
     let mut metric = Metric::from_label(labels(pairs));
     metric.set_counter(counter);
@@ -311,7 +311,7 @@ fn family(
     kind: MetricType,
     metrics: impl IntoIterator<Item = Metric>,
 ) -> MetricFamily {
-    let mut family = MetricFamily::new();
+    let mut family = MetricFamily::default();
     family.set_name(name.to_owned());
     family.set_help(help.to_owned());
     family.set_field_type(kind);
@@ -321,7 +321,7 @@ fn family(
 
 fn labels(pairs: &[(&str, &str)]) -> Vec<LabelPair> {
     let label = |(name, value): &(&str, &str)| {
-        let mut label = LabelPair::new();
+        let mut label = LabelPair::default();
         label.set_name((*name).to_owned());
         label.set_value((*value).to_owned());
         label
