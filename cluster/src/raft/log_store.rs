@@ -96,6 +96,10 @@ impl RaftLog {
         fsync: Arc<Durations>,
     ) -> Result<(Self, thread::JoinHandle<()>), StorageError> {
         let tail = Tail::load(store.as_ref())?;
+        // A crash may have come between noting a purge and carrying it out.
+        if let Some(purged) = tail.purged.filter(|purged| store.indexes().start <= purged.index) {
+            store.purge(purged.index)?;
+        }
         let shared = Arc::new(Shared { store, tail: Mutex::new(tail) });
         let (writer, writes) = mpsc::channel(WRITER_QUEUE);
         let own = shared.clone();
@@ -317,7 +321,6 @@ impl Tail {
             None => None,
         };
         let purged = position(Meta::Purged)?;
-        // A crash may have come between noting a purge and carrying it out: what is left of it is ignored.
         let indexes = store.indexes();
         let last = match indexes.end.checked_sub(1).filter(|_| !indexes.is_empty()) {
             Some(last) => store.read(last..last + 1)?.pop(),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where it finds something else than it expects")]
 
 mod expiry;
+mod first_start;
 mod harness;
 mod log_recovery;
 mod one_node;
