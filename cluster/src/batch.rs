@@ -109,7 +109,7 @@ pub(crate) struct Batcher {
 /// Where a batch goes now.
 enum Route {
     Log { term: u64 },
-    Leader(Link),
+    Leader(Box<Link>),
 }
 
 /// The leader's time since its last tick; a new term begins a new count.
@@ -286,8 +286,10 @@ impl Batcher {
     async fn launch(&mut self) {
         while !self.pending.is_empty() {
             match self.route() {
-                Some(Route::Log { term }) if self.flights.len() < FLIGHTS_LOCAL => self.to_log(term).await,
-                Some(Route::Leader(link)) if self.flights.len() < FLIGHTS_REMOTE => self.to_leader(link),
+                Some(Route::Log { term }) if self.flights.len() < FLIGHTS_LOCAL => {
+                    self.send_to_log(term).await;
+                }
+                Some(Route::Leader(link)) if self.flights.len() < FLIGHTS_REMOTE => self.send_to_leader(link),
                 _ => return,
             }
         }
@@ -299,7 +301,8 @@ impl Batcher {
         }
         let leader = self.roles.leader().filter(|leader| *leader != self.id)?;
         let membership = self.roles.membership();
-        Some(Route::Leader(self.links.member(leader, membership.nodes.get(&leader)?)))
+        let link = self.links.member(leader, membership.nodes.get(&leader)?);
+        Some(Route::Leader(Box::new(link)))
     }
 
     /// The next batch: the commands, and who waits for how many of them.
@@ -325,7 +328,7 @@ impl Batcher {
         flight
     }
 
-    async fn to_log(&mut self, term: u64) {
+    async fn send_to_log(&mut self, term: u64) {
         let mut flight = self.take(true);
         let begun = Instant::now();
         let since_tick_ms = self.clock.stamp(term, &mut flight.commands, begun);
@@ -351,7 +354,7 @@ impl Batcher {
         });
     }
 
-    fn to_leader(&mut self, link: Link) {
+    fn send_to_leader(&mut self, link: Box<Link>) {
         let flight = self.take(false);
         if flight.commands.is_empty() {
             return;

@@ -175,8 +175,13 @@ impl Election {
                 };
                 questions.push(async move {
                     let request = link.request(message, Some(QUESTION_TIMEOUT));
-                    let reply = link.client().pre_vote(request).await;
-                    reply.is_ok_and(|reply| reply.into_inner().granted).then(|| link.id())
+                    match link.client().pre_vote(request).await {
+                        Ok(reply) => reply.into_inner().granted.then(|| link.id()),
+                        Err(status) => {
+                            link.note(&status);
+                            None
+                        }
+                    }
                 });
             }
         }

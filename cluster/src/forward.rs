@@ -75,7 +75,9 @@ fn failure(status: &Status) -> Forwarded {
     }
     match status.code() {
         // The codes by which `raft::server` says that nothing was written.
-        Code::FailedPrecondition | Code::ResourceExhausted => Forwarded::NotDone,
+        Code::FailedPrecondition | Code::ResourceExhausted | Code::NotFound | Code::PermissionDenied => {
+            Forwarded::NotDone
+        }
         Code::InvalidArgument | Code::Unauthenticated | Code::Unimplemented | Code::OutOfRange => {
             Forwarded::Refused(format!("the leader refused it: {}", status.message()))
         }

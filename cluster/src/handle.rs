@@ -18,7 +18,7 @@ use crate::{
     node::{Node, Report, Tasks, open_node},
     raft::{self, Links, Replica},
     state::{Change, ChangeKind, Command, Heartbeat, NodeId, Outcome, State},
-    status,
+    status::{self, Member, MemberReport, Status},
     storage::{DataDir, Owner, StorageError},
 };
 
@@ -66,55 +66,6 @@ pub struct Timers {
     pub campaign_max: Duration,
     /// Entries between two snapshots, and kept behind one. None: 50,000.
     pub snapshot_entries: Option<u64>,
-}
-
-/// Where a node stands, for people and for `/metrics`.
-#[derive(Debug, Clone, Default)]
-pub struct Status {
-    /// The cluster's uuid.
-    pub cluster_uuid: String,
-    /// This node.
-    pub node: NodeId,
-    /// Who leads, as far as this node knows.
-    pub leader: Option<NodeId>,
-    /// The current term.
-    pub term: u64,
-    /// The log index that the state has reached.
-    pub applied: u64,
-    /// The members as of the last membership entry.
-    pub members: Vec<Member>,
-}
-
-/// One member.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its id.
-    pub id: NodeId,
-    /// Its name.
-    pub name: String,
-    /// `host:port` of its gRPC service.
-    pub peer: String,
-    /// `host:port` of its admin API.
-    pub admin: String,
-    /// Whether it votes.
-    pub voter: bool,
-    /// Entries behind the leader; known on the leader only.
-    pub lag: Option<u64>,
-}
-
-/// What a member says of itself when asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberReport {
-    /// Its build.
-    pub build: String,
-    /// The version of the document that it runs; 0: none.
-    pub config_version: u64,
-    /// Why it does not run the current one, if it cannot; empty otherwise.
-    pub config_error: String,
-    /// The log index that its state has reached.
-    pub applied: u64,
-    /// `leader`, `follower`, `candidate`, `learner`.
-    pub state: String,
 }
 
 /// Why a node could not take part. Each message is one line that names the thing and what to do.

@@ -25,7 +25,5 @@ mod reads;
 mod status;
 
 pub use figures::{BUCKETS, DurationTotals, Figures};
-pub use handle::{
-    Changes, Cluster, ClusterConfig, Member, MemberReport, ProposeError, ReadError, StartError, Status,
-    Timers,
-};
+pub use handle::{Changes, Cluster, ClusterConfig, ProposeError, ReadError, StartError, Timers};
+pub use status::{Member, MemberReport, Status};

@@ -5,11 +5,56 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use gogate_proto::v1;
 
-use crate::{
-    figures::Figures,
-    handle::{Member, MemberReport, Status},
-    node::Node,
-};
+use crate::{figures::Figures, node::Node, state::NodeId};
+
+/// Where a node stands, for people and for `/metrics`.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// The cluster's uuid.
+    pub cluster_uuid: String,
+    /// This node.
+    pub node: NodeId,
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// The current term.
+    pub term: u64,
+    /// The log index that the state has reached.
+    pub applied: u64,
+    /// The members as of the last membership entry.
+    pub members: Vec<Member>,
+}
+
+/// One member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// `host:port` of its gRPC service.
+    pub peer: String,
+    /// `host:port` of its admin API.
+    pub admin: String,
+    /// Whether it votes.
+    pub voter: bool,
+    /// Entries behind the leader; known on the leader only.
+    pub lag: Option<u64>,
+}
+
+/// What a member says of itself when asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberReport {
+    /// Its build.
+    pub build: String,
+    /// The version of the document that it runs; 0: none.
+    pub config_version: u64,
+    /// Why it does not run the current one, if it cannot; empty otherwise.
+    pub config_error: String,
+    /// The log index that its state has reached.
+    pub applied: u64,
+    /// `leader`, `follower`, `candidate`, `learner`.
+    pub state: String,
+}
 
 /// Where this node stands.
 pub(crate) fn of(node: &Node, cluster_uuid: &str) -> Status {

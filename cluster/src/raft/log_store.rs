@@ -96,6 +96,10 @@ impl RaftLog {
         fsync: Arc<Durations>,
     ) -> Result<(Self, thread::JoinHandle<()>), StorageError> {
         let tail = Tail::load(store.as_ref())?;
+        // A crash may have come between noting a purge and carrying it out.
+        if let Some(purged) = tail.purged.filter(|purged| store.indexes().start <= purged.index) {
+            store.purge(purged.index)?;
+        }
         let shared = Arc::new(Shared { store, tail: Mutex::new(tail) });
         let (writer, writes) = mpsc::channel(WRITER_QUEUE);
         let own = shared.clone();
@@ -140,12 +144,14 @@ impl RaftLog {
             .await
             .map_err(|error| convert::cannot_read(&error))?
             .map_err(|error| convert::cannot_read(&error))?;
-        // What the disk did not hold is in the tail, unless it was bounded or removed meanwhile.
-        let whole = entries.last().is_some_and(|entry| entry.log_id.index + 1 == on_disk_end);
-        if whole && bytes_max == usize::MAX && range.end > on_disk_end {
+        // What the disk did not hold is in the tail, unless it was removed meanwhile.
+        let next = entries.last().map_or(range.start, |entry| entry.log_id.index + 1);
+        if entries.is_empty() || (next == on_disk_end && bytes_max == usize::MAX) {
             let tail = self.shared.tail();
-            if tail.first().is_some_and(|first| first <= on_disk_end) {
-                entries.extend(tail.read(on_disk_end..range.end.min(tail.next()), bytes_max));
+            let start = next.max(tail.first().unwrap_or(u64::MAX));
+            let end = range.end.min(tail.next());
+            if start < end && (entries.is_empty() || start == next) {
+                entries.extend(tail.read(start..end, bytes_max));
             }
         }
         Ok(entries)
@@ -315,7 +321,6 @@ impl Tail {
             None => None,
         };
         let purged = position(Meta::Purged)?;
-        // A crash may have come between noting a purge and carrying it out: what is left of it is ignored.
         let indexes = store.indexes();
         let last = match indexes.end.checked_sub(1).filter(|_| !indexes.is_empty()) {
             Some(last) => store.read(last..last + 1)?.pop(),

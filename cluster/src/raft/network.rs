@@ -5,7 +5,7 @@
 //! is the other end.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt, io,
     sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
@@ -22,7 +22,7 @@ use openraft::{
     },
 };
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::{AsciiMetadataValue, MetadataValue},
     transport::{Channel, Endpoint},
 };
@@ -62,6 +62,8 @@ struct Shared {
     /// Empty until this node is part of a cluster.
     cluster: RwLock<Option<AsciiMetadataValue>>,
     channels: Mutex<BTreeMap<String, Channel>>,
+    /// What peers refused, so that each kind is logged once.
+    refusals: Mutex<BTreeSet<String>>,
 }
 
 /// The way to one peer. Cheap to make.
@@ -69,7 +71,7 @@ struct Shared {
 pub(crate) struct Link {
     channel: Channel,
     address: String,
-    secret: Option<AsciiMetadataValue>,
+    shared: Arc<Shared>,
     target: Option<Target>,
 }
 
@@ -94,7 +96,12 @@ impl Links {
                     .map_err(|_| "the peers' secret must be one line of printable ASCII".to_owned())?,
             ),
         };
-        let shared = Shared { secret, cluster: RwLock::default(), channels: Mutex::default() };
+        let shared = Shared {
+            secret,
+            cluster: RwLock::default(),
+            channels: Mutex::default(),
+            refusals: Mutex::default(),
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -131,7 +138,7 @@ impl Links {
                 channel
             }
         };
-        Link { channel, address: address.to_owned(), secret: self.shared.secret.clone(), target }
+        Link { channel, address: address.to_owned(), shared: self.shared.clone(), target }
     }
 
     /// Drops all connections.
@@ -187,6 +194,18 @@ impl Link {
             .max_encoding_message_size(MESSAGE_BYTES_MAX)
     }
 
+    /// Logs once what no repetition will mend: a peer that does not let this node in.
+    pub(crate) fn note(&self, status: &Status) {
+        if !matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied | Code::NotFound) {
+            return;
+        }
+        let mut refusals = self.shared.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+        if refusals.len() < REFUSALS_MAX && refusals.insert(format!("{} {}", self.address, status.message()))
+        {
+            tracing::warn!(peer = self.address, "a peer refuses this node: {}", status.message());
+        }
+    }
+
     /// `message` with all that every call carries.
     pub(crate) fn request<T>(&self, message: T, timeout: Option<Duration>) -> Request<T> {
         let mut request = Request::new(message);
@@ -194,7 +213,7 @@ impl Link {
             request.set_timeout(timeout);
         }
         let metadata = request.metadata_mut();
-        if let Some(secret) = &self.secret {
+        if let Some(secret) = &self.shared.secret {
             metadata.insert(META_SECRET, secret.clone());
         }
         if let Some(target) = &self.target {
@@ -208,9 +227,13 @@ impl Link {
     }
 }
 
+/// Kinds of refusals that are remembered; further ones are not logged.
+const REFUSALS_MAX: usize = 64;
+
 type RpcError<E> = RPCError<NodeId, NodeRecord, RaftError<NodeId, E>>;
 
-fn rpc_error<E: std::error::Error>(status: &Status) -> RpcError<E> {
+fn rpc_error<E: std::error::Error>(link: &Link, status: &Status) -> RpcError<E> {
+    link.note(status);
     if never_sent(status) {
         RPCError::Unreachable(Unreachable::new(status))
     } else {
@@ -236,7 +259,7 @@ impl RaftNetwork<TypeConfig> for Link {
             entries: rpc.entries.iter().map(|entry| codec::encode(&convert::entry_record(entry))).collect(),
         };
         let reply = self.client().append_entries(self.request(message, None)).await;
-        let reply = reply.map_err(|status| rpc_error(&status))?.into_inner();
+        let reply = reply.map_err(|status| rpc_error(self, &status))?.into_inner();
         match reply.result.ok_or_else(|| malformed("result"))? {
             v1::append_reply::Result::Success(_) => Ok(AppendEntriesResponse::Success),
             v1::append_reply::Result::Partial(id) => {
@@ -262,7 +285,7 @@ impl RaftNetwork<TypeConfig> for Link {
             done: rpc.done,
         };
         let reply = self.client().install_snapshot(self.request(message, None)).await;
-        let reply = reply.map_err(|status| rpc_error(&status))?.into_inner();
+        let reply = reply.map_err(|status| rpc_error(self, &status))?.into_inner();
         let vote = reply.vote.ok_or_else(|| malformed("vote"))?;
         Ok(InstallSnapshotResponse { vote: convert::message_vote(&vote) })
     }
@@ -277,7 +300,7 @@ impl RaftNetwork<TypeConfig> for Link {
             last_log: rpc.last_log_id.map(convert::log_id_message),
         };
         let reply = self.client().vote(self.request(message, None)).await;
-        let reply = reply.map_err(|status| rpc_error(&status))?.into_inner();
+        let reply = reply.map_err(|status| rpc_error(self, &status))?.into_inner();
         let vote = reply.vote.ok_or_else(|| malformed("vote"))?;
         let last_log = reply.last_log.as_ref().map(convert::message_log_id);
         Ok(VoteResponse::new(convert::message_vote(&vote), last_log, reply.granted))

@@ -1,7 +1,10 @@
 //! The cluster crate from outside.
 #![allow(clippy::unwrap_used, reason = "a test ends where it finds something else than it expects")]
 
+mod expiry;
+mod first_start;
 mod harness;
 mod log_recovery;
 mod one_node;
+mod snapshots;
 mod three_nodes;
