@@ -37,8 +37,18 @@
 //! `open` ends with a barrier: what a killed process wrote without one is in the page cache, will be read and
 //! built upon, and must not vanish in a power cut after that.
 //!
-//! sled deletes nothing it still needs from `snap.*`: they shorten its recovery. A kill while one is written
-//! leaves a `snap.*.generating` on which every later open fails, so all of them go before each open.
+//! The `snap.*` only shorten sled's recovery. A kill while one is written leaves a `snap.*.generating` on which
+//! every later open fails, so all of them go before each open; without them 50,000 records of 300 bytes open,
+//! checks included, in 0.1 s.
+//!
+//! # Figures
+//!
+//! On two virtual cores with a virtual disk, ext4: one record of 300 bytes and a barrier take 0.3 to 0.4 ms and
+//! 0.25 ms of CPU, of which 0.18 in the kernel: sled writes through a pool of seven threads and wakes all of
+//! them. So a barrier is worth sharing, which the batcher does. Without barriers 80,000 records a second.
+//! 120,000 records appended and purged 10,000 at a time: `db` stays between 12 and 24 MiB, and the process
+//! below 80 MiB. 59,000 records purged at once: 70 MiB on the disk and 250 MiB of memory that glibc does not give back,
+//! so snapshots should come every few thousand entries. `Mode::LowSpace` costs no speed here and lets `db` shrink.
 
 use std::{
     collections::BTreeMap,
@@ -490,7 +500,7 @@ fn read_meta(db: &sled::Db, path: &Path, head: &Head, meta: Meta) -> Result<Opti
         problem: format!("{meta:?}: {problem}"),
     };
     let key = meta_key(meta);
-    let sealed = db.get(&key).map_err(|error| sled_error(path, error))?;
+    let sealed = db.get(key).map_err(|error| sled_error(path, error))?;
     if sealed.as_ref().map(|sealed| frame::checksum(sealed)) != head.metas.get(&(meta as u8)).copied() {
         return Err(damaged("it is not what was written last".to_owned()));
     }

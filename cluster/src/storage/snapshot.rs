@@ -89,7 +89,7 @@ impl Snapshots {
         let Some(index) = self.newest_index() else { return Ok(None) };
         let path = self.file_path(index);
         let bytes = fs::read(&path).map_err(|source| StorageError::Io { path: path.clone(), source })?;
-        let snapshot = Snapshot::decode(bytes.into())
+        let snapshot = Snapshot::decode(&bytes.into())
             .and_then(|snapshot| match snapshot.index == index {
                 true => Ok(snapshot),
                 false => Err(format!("it holds index {}", snapshot.index)),
@@ -153,7 +153,7 @@ impl Snapshots {
         let mut bytes = Vec::new();
         received.rewind().map_err(io)?;
         received.read_to_end(&mut bytes).map_err(io)?;
-        let snapshot = Snapshot::decode(bytes.into())
+        let snapshot = Snapshot::decode(&bytes.into())
             .map_err(|problem| StorageError::Damaged { path: path.clone(), problem })?;
         self.write(&snapshot)?;
         Ok(snapshot)
@@ -187,7 +187,7 @@ impl Snapshot {
         file.sync_all()
     }
 
-    fn decode(bytes: Bytes) -> Result<Self, String> {
+    fn decode(bytes: &Bytes) -> Result<Self, String> {
         let len = bytes.len();
         if len < HEADER_BYTES + CHECKSUM_BYTES {
             return Err(format!("it is cut off after {len} bytes"));

@@ -7,4 +7,5 @@ mod harness;
 mod log_recovery;
 mod one_node;
 mod snapshots;
+mod state_properties;
 mod three_nodes;
