@@ -32,9 +32,7 @@ pub fn run(file: &Path, output: &mut impl Write) -> io::Result<ExitCode> {
 }
 
 fn check(file: &Path) -> Result<String, Vec<Problem>> {
-    let bytes = std::fs::read(file)
-        .map_err(|error| vec![Problem::general(format!("cannot be read: {error}"), None)])?;
-    let text = config::text(&bytes).map_err(|problem| vec![problem])?;
+    let text = &config::read(file).map_err(|problem| vec![problem])?;
     match config::kind(text) {
         Kind::Document => config::check::document(text).map(|document| summary(&document)),
         Kind::NodeFile => config::node_file::check(text).map(|()| "a valid node file".to_owned()),

@@ -62,7 +62,11 @@ pub fn listen(text: &str) -> Result<SocketAddr, Refusal> {
         "localhost" => format!("write \"127.0.0.1:{port}\""),
         _ => format!("a listener needs an IP address: \"0.0.0.0:{port}\" or \"127.0.0.1:{port}\""),
     };
-    Err((format!("`{}` is not an IP address", shown(host)), Some(suggestion)))
+    let problem = match host {
+        "" => "the IP address is missing".to_owned(),
+        _ => format!("`{}` is not an IP address", shown(host)),
+    };
+    Err((problem, Some(suggestion)))
 }
 
 /// Where something is reached: `host:port`, the host a name or an IP address; returned in its usual form.

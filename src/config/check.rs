@@ -17,7 +17,7 @@ use super::{
         Route, Service, Timeouts,
     },
     field::{Field, Keys, Section},
-    problem::{Place, Problem, Report, nearest, shown},
+    problem::{Problem, Report, shown},
     yaml,
 };
 
@@ -93,7 +93,7 @@ pub fn document(text: &str) -> Result<Document, Vec<Problem>> {
     let Some(root) = root.filter(|root| !super::field::is_null(root)) else {
         return Err(vec![Problem::general(
             "the document is empty",
-            Some(format!("a minimal one:\n{EXAMPLE}")),
+            Some(format!("a minimal one:\n{}", EXAMPLE.trim_end())),
         )]);
     };
     let field = Field { node: &root, path: String::new(), report: &report };
@@ -180,7 +180,7 @@ fn balance(field: &Field<'_>) {
         field.problem(format!("`{text}` is not supported by this build yet"), suggestion);
     } else if text != "round_robin" {
         let known = BALANCE_LATER.iter().copied().chain(["round_robin"]);
-        let suggestion = match nearest(text, known) {
+        let suggestion = match field.report.nearest(text, known) {
             Some(word) => format!("did you mean `{word}`?"),
             None => "use round_robin".into(),
         };
@@ -261,8 +261,8 @@ fn routes(
         let before = item.report.len();
         let Some(section) = item.section(ROUTE) else { continue };
         let route = route(&section, listeners, services);
-        let place = item.node.place;
-        if let Some(line) = route.name.as_ref().and_then(|name| names.insert(name.clone(), place.line)) {
+        let line = item.node.place.line;
+        if let Some(line) = route.name.as_ref().and_then(|name| names.insert(name.clone(), line)) {
             let problem = format!("another route has this name, on line {line}");
             let name = section.get("name").unwrap_or(&item);
             name.problem(problem, Some("give each route a name of its own".into()));
@@ -272,7 +272,7 @@ fn routes(
             continue;
         }
         let Some(route) = whole(route) else { continue };
-        duplicate(&item, &route, place, &mut matches);
+        duplicate(&item, &route, listeners.len(), &mut matches);
         routes.push(route);
     }
     routes
@@ -331,7 +331,7 @@ fn route_listeners(field: &Field<'_>, declared: &BTreeMap<String, Listener>) -> 
     for item in items {
         let Some(name) = item.text_as("the name of a listener") else { continue };
         if !declared.contains_key(name) {
-            let suggestion = match nearest(name, declared.keys().map(String::as_str)) {
+            let suggestion = match item.report.nearest(name, declared.keys().map(String::as_str)) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => "declare it under `listeners`".into(),
             };
@@ -359,7 +359,7 @@ fn route_service(section: &Section<'_>, declared: &BTreeMap<String, Service>) ->
     if declared.contains_key(name) {
         return Some(name.to_owned());
     }
-    let suggestion = match nearest(name, names()) {
+    let suggestion = match field.report.nearest(name, names()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!(
             "declare it under `services`: `{name}: {{}}` is enough, instances registered under that name join it"
@@ -444,14 +444,20 @@ struct MatchKey {
 }
 
 /// Two routes with the same match: the second could never win.
-fn duplicate(item: &Field<'_>, route: &Route, place: Place, seen: &mut HashMap<MatchKey, (String, usize)>) {
+fn duplicate(
+    item: &Field<'_>,
+    route: &Route,
+    listeners: usize,
+    seen: &mut HashMap<MatchKey, (String, usize)>,
+) {
     let sorted = |names: &[String]| {
         let mut names = names.to_vec();
         names.sort_unstable();
         names
     };
     let key = MatchKey {
-        listeners: sorted(&route.listeners),
+        // A list of all listeners is as good as none.
+        listeners: if route.listeners.len() == listeners { Vec::new() } else { sorted(&route.listeners) },
         host: match &route.matches.host {
             HostPattern::Any => (0, String::new()),
             HostPattern::Exact(name) => (1, name.clone()),
@@ -471,7 +477,7 @@ fn duplicate(item: &Field<'_>, route: &Route, place: Place, seen: &mut HashMap<M
         );
         return;
     }
-    seen.insert(key, (route.name.clone(), place.line));
+    seen.insert(key, (route.name.clone(), item.node.place.line));
 }
 
 // === trusted_proxies, limits ===

@@ -6,7 +6,7 @@
 use std::{collections::HashMap, time::Duration};
 
 use super::{
-    problem::{Place, Report, nearest, shown},
+    problem::{Place, Report, shown},
     yaml::{Node, Style, Value},
 };
 
@@ -70,7 +70,7 @@ impl<'a> Field<'a> {
                 }
             } else {
                 let all = keys.known.iter().chain(keys.later).copied();
-                let suggestion = match nearest(name, all) {
+                let suggestion = match self.report.nearest(name, all) {
                     Some(key) => format!("did you mean `{key}`?"),
                     None => format!("the keys here are {}", listed(keys.known)),
                 };
@@ -224,7 +224,8 @@ impl<'a> Field<'a> {
         if let Some(word) = words.iter().find(|word| **word == text) {
             return Some(word);
         }
-        let suggestion = nearest(text, words.iter().copied()).map(|word| format!("did you mean `{word}`?"));
+        let suggestion =
+            self.report.nearest(text, words.iter().copied()).map(|word| format!("did you mean `{word}`?"));
         self.problem(format!("expected {}, found `{}`", listed_or(words), shown(text)), suggestion);
         None
     }

@@ -12,12 +12,13 @@ pub mod problem;
 
 mod address;
 mod field;
+mod given;
 mod yaml;
 
 pub use address::{Refusal, reach};
 pub use field::{check_name, parse_duration, parse_size};
 pub use problem::Problem;
-pub use yaml::{TEXT_BYTES_MAX, text};
+pub use yaml::{TEXT_BYTES_MAX, read, text};
 
 /// The two inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

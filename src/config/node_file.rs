@@ -1,9 +1,9 @@
 //! One process's own settings as written: the node file, the environment, the flags.
 //!
 //! Job: a flag (`--set key=value`) beats a variable (`GOGATE_` and the path in capitals), that beats the file, that
-//! beats the default. Variables and flags are put into the file's tree, so that one walk checks them all and a
-//! problem names where the value came from. Invariants: the environment is passed in, never read here; the only
-//! look at the machine is its host name and the secret's file. Neighbours: `node` is the result.
+//! beats the default. One walk checks them all. Invariants: the environment is passed in, never read here; the
+//! only look at the machine is its host name, its cores and the secret's file. Neighbours: `given` puts
+//! variables and flags into the file's tree, `node` is the result.
 
 use std::{
     collections::BTreeMap,
@@ -15,9 +15,10 @@ use std::{
 use super::{
     address,
     field::{Field, Keys, Section, is_null},
+    given::{Given, child, map},
     node::{ClusterConfig, LogConfig, NodeConfig, Role},
     problem::{Place, Problem, Report, nearest, shown},
-    yaml::{self, Node, Style, Value},
+    yaml::{self, Node, Value},
 };
 
 pub(super) const TOP: Keys = Keys {
@@ -32,41 +33,8 @@ const GATEWAY: Keys = Keys { known: &["file", "watch"], later: &[] };
 const DRAIN: Keys = Keys { known: &["wait", "deadline"], later: &[] };
 const LOG: Keys = Keys { known: &["level", "format"], later: &["access"] };
 
-/// Every path that a variable or a flag may set, beside `bind.<listener>`.
-const PATHS: &[&str] = &[
-    "node.name",
-    "node.data_dir",
-    "node.workers",
-    "admin.listen",
-    "admin.tokens_file",
-    "admin.tls.cert",
-    "admin.tls.key",
-    "admin.tls.client_ca",
-    "peer.listen",
-    "peer.advertise",
-    "peer.secret_file",
-    "peer.tls.cert",
-    "peer.tls.key",
-    "peer.tls.ca",
-    "cluster.name",
-    "cluster.expect",
-    "cluster.peers",
-    "cluster.role",
-    "gateway.file",
-    "gateway.watch",
-    "drain.wait",
-    "drain.deadline",
-    "log.level",
-    "log.format",
-    "log.access",
-    "telemetry.otlp_endpoint",
-];
-
-/// Variables that the command line reads itself.
-const COMMAND_LINE_VARIABLES: &[&str] = &["GOGATE_ADMIN", "GOGATE_TOKEN", "GOGATE_CONFIG"];
-
 /// A secret is a line, not a book: a larger file is the wrong one.
-const SECRET_BYTES_MAX: u64 = 4096;
+const SECRET_BYTES_MAX: usize = 4096;
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const DURATION_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -97,16 +65,14 @@ pub fn load(
         given.flag(assignment);
     }
     let tree = root.get_or_insert_with(|| map(Place::default()));
-    for (path, node) in std::mem::take(&mut given.values) {
-        insert(tree, &path, node);
-    }
+    given.fill(tree);
     let report = Report::default();
     let node = resolve(tree, &report, insecure, secret);
     let mut problems = report.into_problems();
     for problem in &mut problems {
         given.name_source(problem);
     }
-    problems.append(&mut given.problems);
+    problems.extend(given.into_problems());
     match node {
         Some(node) if problems.is_empty() => Ok(node),
         _ => Err(problems),
@@ -127,10 +93,7 @@ pub fn check(text: &str) -> Result<(), Vec<Problem>> {
 }
 
 fn read_file(file: &Path) -> Result<Option<Node>, Problem> {
-    let bytes = std::fs::read(file).map_err(|error| {
-        Problem::general(format!("cannot be read: {error}"), Some("check --config".into()))
-    })?;
-    let root = yaml::parse(yaml::text(&bytes)?)?;
+    let root = yaml::parse(&yaml::read(file)?)?;
     // A file of comments only sets nothing, as a missing file would.
     Ok(root.filter(|root| !is_null(root)))
 }
@@ -145,177 +108,6 @@ fn not_a_node_file(root: &Node) -> Option<Problem> {
             Some("name it in the node file: gateway: { file: … }".into()),
         )
     })
-}
-
-// === variables and flags ===
-
-/// What variables and flags set, in the order in which later ones win.
-#[derive(Default)]
-struct Given {
-    /// A value's place is line 0 and, as its column, which of `sources` it has, from 1.
-    values: Vec<(String, Node)>,
-    sources: Vec<String>,
-    problems: Vec<Problem>,
-}
-
-impl Given {
-    fn variable(&mut self, name: &str, value: &str, file: Option<&Node>) {
-        let Some(rest) = name.strip_prefix("GOGATE_") else { return };
-        // An empty variable is as good as none: compose files and shells leave such behind.
-        if value.is_empty() || COMMAND_LINE_VARIABLES.contains(&name) || is_service_link(rest) {
-            return;
-        }
-        if let Some(path) = PATHS.iter().find(|path| variable_of(path) == name) {
-            return self.put(path, value, name.to_owned());
-        }
-        if let Some(listener) = rest.strip_prefix("BIND_").filter(|listener| !listener.is_empty()) {
-            return self.put(&format!("bind.{}", bound_listener(listener, file)), value, name.to_owned());
-        }
-        let variables: Vec<String> = PATHS.iter().map(|path| variable_of(path)).collect();
-        let known = variables.iter().map(String::as_str).chain(COMMAND_LINE_VARIABLES.iter().copied());
-        let suggestion = match nearest(name, known) {
-            Some(near) => format!("did you mean {near}?"),
-            None => {
-                "unset it; variables are GOGATE_ and a key's path in capitals, as GOGATE_NODE_NAME".into()
-            }
-        };
-        self.refuse(name.to_owned(), "unknown variable".into(), suggestion);
-    }
-
-    fn flag(&mut self, assignment: &str) {
-        let source = format!("--set {}", shown(assignment));
-        let Some((path, value)) = assignment.split_once('=') else {
-            return self.refuse(source, "expected key=value".into(), "as --set node.name=n1".into());
-        };
-        let is_bind = path.strip_prefix("bind.").is_some_and(|listener| !listener.is_empty());
-        if is_bind || PATHS.contains(&path) {
-            return self.put(path, value, source);
-        }
-        let suggestion = match nearest(path, PATHS.iter().copied()) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => "a key is a path as in the node file: node.name".into(),
-        };
-        self.refuse(source, format!("unknown key `{}`", shown(path)), suggestion);
-    }
-
-    fn put(&mut self, path: &str, value: &str, source: String) {
-        self.sources.push(source);
-        let place = Place { line: 0, column: self.sources.len() };
-        let scalar = |text: &str| {
-            let style = if text.is_empty() { Style::Plain } else { Style::Given };
-            Node { place, value: Value::Scalar { text: text.to_owned(), style } }
-        };
-        let node = if path == "cluster.peers" && !value.is_empty() {
-            let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
-            Node { place, value: Value::List(items.map(scalar).collect()) }
-        } else {
-            scalar(value)
-        };
-        self.values.push((path.to_owned(), node));
-    }
-
-    fn refuse(&mut self, source: String, problem: String, suggestion: String) {
-        self.problems.push(Problem { source: Some(source), ..Problem::general(problem, Some(suggestion)) });
-    }
-
-    fn name_source(&self, problem: &mut Problem) {
-        if problem.line == 0 && problem.column > 0 {
-            problem.source = self.sources.get(problem.column - 1).cloned();
-            problem.column = 0;
-        }
-    }
-}
-
-/// `cluster.peers` → `GOGATE_CLUSTER_PEERS`.
-fn variable_of(path: &str) -> String {
-    format!("GOGATE_{}", capitals(path))
-}
-
-fn capitals(path: &str) -> String {
-    path.to_ascii_uppercase().replace(['.', '-'], "_")
-}
-
-/// The listener that a variable means: one that the file binds, whatever its case, or else in lower case.
-fn bound_listener(name: &str, file: Option<&Node>) -> String {
-    let bound = file.and_then(|root| child(root, "bind")).map(|bind| &bind.value);
-    if let Some(Value::Map(pairs)) = bound {
-        for (key, _) in pairs {
-            if let Value::Scalar { text, .. } = &key.value
-                && capitals(text) == name
-            {
-                return text.clone();
-            }
-        }
-    }
-    name.to_ascii_lowercase()
-}
-
-/// Kubernetes sets `GOGATE_PORT`, `GOGATE_SERVICE_HOST`, `GOGATE_ADMIN_PORT_7070_TCP_ADDR` and so on in every pod
-/// beside services called `gogate` or `gogate-admin`: they are not ours.
-fn is_service_link(rest: &str) -> bool {
-    if rest.starts_with("BIND_") {
-        return false;
-    }
-    let ends = ["SERVICE_HOST", "SERVICE_PORT", "PORT"];
-    ends.iter().any(|end| rest == *end || rest.ends_with(&format!("_{end}")))
-        || rest.contains("SERVICE_PORT_")
-        || format!("_{rest}").split_once("_PORT_").is_some_and(|(_, tail)| {
-            let digits = tail.bytes().take_while(u8::is_ascii_digit).count();
-            let tail = &tail[digits..];
-            digits > 0 && ["_TCP", "_UDP", "_SCTP"].iter().any(|protocol| tail.starts_with(protocol))
-        })
-}
-
-fn map(place: Place) -> Node {
-    Node { place, value: Value::Map(Vec::new()) }
-}
-
-fn child<'a>(node: &'a Node, key: &str) -> Option<&'a Node> {
-    let Value::Map(pairs) = &node.value else { return None };
-    let is_key = |node: &Node| matches!(&node.value, Value::Scalar { text, .. } if text == key);
-    pairs.iter().find(|(node, _)| is_key(node)).map(|(_, value)| value)
-}
-
-/// Sets the value of a path, making the sections on the way that are not there.
-fn insert(tree: &mut Node, path: &str, node: Node) {
-    // A section that is no mapping is reported by the walk; nothing can be put into it.
-    if is_null(tree) {
-        tree.value = Value::Map(Vec::new());
-    }
-    let Value::Map(pairs) = &mut tree.value else { return };
-    // Only the first dot divides `bind.<listener>`: a listener's name may have dots.
-    let (key, rest) = match path.split_once('.') {
-        Some((key, rest)) => (key, Some(rest)),
-        None => (path, None),
-    };
-    let is_key = |node: &Node| matches!(&node.value, Value::Scalar { text, .. } if text == key);
-    let index = match pairs.iter().position(|(node, _)| is_key(node)) {
-        Some(index) => index,
-        None => {
-            let value = Value::Scalar { text: key.to_owned(), style: Style::Quoted };
-            pairs.push((Node { place: node.place, value }, map(node.place)));
-            pairs.len() - 1
-        }
-    };
-    match rest {
-        Some(rest) if key == "bind" => insert_leaf(&mut pairs[index].1, rest, node),
-        Some(rest) => insert(&mut pairs[index].1, rest, node),
-        None => {
-            pairs[index].0.place = node.place;
-            pairs[index].1 = node;
-        }
-    }
-}
-
-fn insert_leaf(tree: &mut Node, key: &str, node: Node) {
-    if is_null(tree) {
-        tree.value = Value::Map(Vec::new());
-    }
-    let Value::Map(pairs) = &mut tree.value else { return };
-    let is_key = |node: &Node| matches!(&node.value, Value::Scalar { text, .. } if text == key);
-    pairs.retain(|(node, _)| !is_key(node));
-    let value = Value::Scalar { text: key.to_owned(), style: Style::Quoted };
-    pairs.push((Node { place: node.place, value }, node));
 }
 
 // === as written ===
@@ -579,16 +371,12 @@ fn is_loopback(address: SocketAddr) -> bool {
 /// The secret's file, without the space around it.
 fn secret(path: &Path) -> Result<String, (String, &'static str)> {
     let shown = path.display();
-    let problem =
-        |error| (format!("{shown} cannot be read: {error}"), "write the shared secret into that file");
-    let size = std::fs::metadata(path).map_err(problem)?.len();
-    if size > SECRET_BYTES_MAX {
-        return Err((
-            format!("{shown} has {size} bytes, more than {SECRET_BYTES_MAX}"),
-            "name the right file",
-        ));
+    let bytes = yaml::read_at_most(path, SECRET_BYTES_MAX + 1).map_err(|error| {
+        (format!("{shown} cannot be read: {error}"), "write the shared secret into that file")
+    })?;
+    if bytes.len() > SECRET_BYTES_MAX {
+        return Err((format!("{shown} has more than {SECRET_BYTES_MAX} bytes"), "name the right file"));
     }
-    let bytes = std::fs::read(path).map_err(problem)?;
     let text = std::str::from_utf8(&bytes).map(str::trim);
     match text {
         Ok("") => Err((format!("{shown} is empty"), "write the shared secret into it")),

@@ -3,13 +3,20 @@
 //! Neighbours: `yaml`, `field`, `check` and `node_file` report problems; the admin API answers them as JSON,
 //! `gogate check` prints them.
 
-use std::{cell::RefCell, fmt};
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize};
 
 /// Problems kept of one input. What is beyond is dropped and said to be: nobody reads so many, and a hostile
 /// document must not make an answer of any size.
 pub const PROBLEMS_MAX: usize = 1000;
+
+/// Names that are compared to suggest the nearest, for one input. Beyond it problems have no such suggestion:
+/// ten thousand wrong names against ten thousand declared ones must not take minutes.
+const COMPARISONS_MAX: usize = 200_000;
 
 /// Characters of a value that a message repeats.
 const SHOWN_MAX: usize = 60;
@@ -47,6 +54,7 @@ pub struct Place {
 #[derive(Debug, Default)]
 pub struct Report {
     problems: RefCell<Vec<Problem>>,
+    comparisons: Cell<usize>,
 }
 
 // === impl Problem ===
@@ -118,6 +126,15 @@ impl Report {
             problem: problem.into(),
             suggestion,
         });
+    }
+
+    /// The name among `known` that `name` most probably stands for, while comparisons last.
+    pub fn nearest<'a>(&self, name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+        let counted = known.into_iter().take_while(|_| {
+            self.comparisons.set(self.comparisons.get() + 1);
+            self.comparisons.get() <= COMPARISONS_MAX
+        });
+        nearest(name, counted)
     }
 
     /// How many there are so far.

@@ -5,7 +5,12 @@
 //! The library's own loader keeps the last of two equal keys and copies aliases freely, so the tree is
 //! built here from its events. Neighbours: `field` walks the tree.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
@@ -76,6 +81,26 @@ struct Builder {
     weight: usize,
     root: Option<Node>,
     documents: usize,
+}
+
+/// The text of a file; no more is read of it than a text may have.
+///
+/// # Errors
+/// When it cannot be read or is not UTF-8.
+pub fn read(file: &Path) -> Result<String, Problem> {
+    let bytes = read_at_most(file, TEXT_BYTES_MAX + 1);
+    let bytes = bytes.map_err(|error| Problem::general(format!("cannot be read: {error}"), None))?;
+    if bytes.len() > TEXT_BYTES_MAX {
+        return Err(Problem::general(format!("the file has more than {TEXT_BYTES_MAX} bytes"), None));
+    }
+    text(&bytes).map(str::to_owned)
+}
+
+/// The first `bound` bytes of a file.
+pub fn read_at_most(file: &Path, bound: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(bound as u64).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The text of a file or body, or why it is none.

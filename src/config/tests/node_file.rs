@@ -230,6 +230,10 @@ fn a_secret_that_cannot_be_used_is_refused() {
         "f:2: peer.secret_file: HERE/none cannot be read: No such file or directory (os error 2) (write the shared secret into that file)",
     );
     check_file(
+        "peer:\n  secret_file: /dev/zero\n",
+        "f:2: peer.secret_file: /dev/zero has more than 4096 bytes (name the right file)",
+    );
+    check_file(
         "peer:\n  secret_file: HERE/empty\n",
         "f:2: peer.secret_file: HERE/empty is empty (write the shared secret into it)",
     );
