@@ -59,7 +59,7 @@ fn what_a_reload_does_not_change_keeps_its_connections_and_counters() {
     }
     assert_eq!(upstream.connections.load(Ordering::SeqCst), 1);
     gateway.await_metric(
-        "gogate_requests_total{code=\"200\",method=\"GET\",route=\"all\",service=\"service\"} 5",
+        "gogate_requests_total{route=\"all\",service=\"service\",method=\"GET\",code=\"200\"} 5",
     );
 }
 

@@ -42,7 +42,7 @@ fn a_stale_pooled_connection_never_gives_502() {
         }
     });
     let metrics = gateway.metrics();
-    assert!(metrics.contains("gogate_retries_total{reason=\"stale\",service=\"service\"}"), "{metrics}");
+    assert!(metrics.contains("gogate_retries_total{service=\"service\",reason=\"stale\"}"), "{metrics}");
 }
 
 #[test]
