@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeSet,
     fs::File,
+    io::Write,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -124,13 +125,13 @@ impl Dev {
             _ = interrupt.recv() => Ok(()),
         };
         if result.is_ok() {
-            println!("\nstopping");
+            say("\nstopping");
         }
         processes.stop().await;
         if throw_away && result.is_ok() {
             let _ = std::fs::remove_dir_all(&dir);
         } else {
-            println!("data and logs are in {}", dir.display());
+            say(&format!("data and logs are in {}", dir.display()));
         }
         result
     }
@@ -144,7 +145,7 @@ impl Dev {
     ) -> Result<(), CliError> {
         let mut ports = Ports::default();
         let nodes = self.nodes(dir, &mut ports)?;
-        println!("starting {} nodes; data and logs in {}", nodes.len(), dir.display());
+        say(&format!("starting {} nodes; data and logs in {}", nodes.len(), dir.display()));
         for node in &nodes {
             let args = ["serve".into(), "--config".into(), node.file.display().to_string()];
             processes.start(&node.name, &args, dir, environment, true)?;
@@ -157,10 +158,10 @@ impl Dev {
             processes.start(&format!("{name}-{}", place + 1), &args, dir, environment, false)?;
         }
         self.wait_until_it_stands(&nodes, processes).await?;
-        println!("\n{}", guide(&nodes, processes, &admin)?);
+        say(&format!("\n{}", guide(&nodes, processes, &admin)?));
         loop {
             let (running, status) = processes.next_end().await;
-            println!("{}", obituary(&running, status, &nodes));
+            say(&obituary(&running, status, &nodes));
         }
     }
 
@@ -203,7 +204,7 @@ impl Dev {
                     }
                     let client = Client::new(&address.to_string(), None)?;
                     if client.call(&Call::get(path)).await.is_ok() {
-                        println!("  {} {what}", node.name);
+                        say(&format!("  {} {what}", node.name));
                         break;
                     }
                     if Instant::now() > deadline {
@@ -219,6 +220,11 @@ impl Dev {
         }
         Ok(())
     }
+}
+
+/// Tells a person. Nobody may be listening any more, and that must not end the cluster.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 fn in_dir(path: &Path, error: &std::io::Error) -> CliError {
@@ -265,11 +271,11 @@ fn guide(nodes: &[Node], processes: &Processes, admin: &str) -> Result<String, C
         nodes.iter().map(|node| format!("curl -s http://{}/hello", node.web)).collect();
     text.push_str(&format!(
         "\nTry this in another terminal:\n\n  export GOGATE_ADMIN={admin}\n\n\
-         # 1. a request through each node\n  {}\n\
-         # 2. one more instance, registered at {}; {} routes to it at once\n  {gogate} sample --name hello --listen 127.0.0.1:9105 --admin http://{} &\n  curl -s http://{}/hello\n\
-         # 3. change the routes once, at {}, for all nodes\n  {gogate} config get | sed 's#/hello#/greetings#' > gateway.yaml; {gogate} --admin http://{} config apply gateway.yaml; curl -s http://{}/greetings\n\
-         # 4. lose a node: the others go on\n  kill -9 {}; curl -s http://{}/greetings\n\
-         # 5. who is left, who leads\n  {gogate} cluster status\n\n\
+         \x20 # 1. a request through each node\n  {}\n\
+         \x20 # 2. one more instance, registered at {}; {} routes to it at once\n  {gogate} sample --name hello --listen 127.0.0.1:9105 --admin http://{} &\n  curl -s http://{}/hello\n\
+         \x20 # 3. change the routes once, at {}, for all nodes\n  {gogate} config get | sed 's#/hello#/greetings#' > gateway.yaml; {gogate} --admin http://{} config apply gateway.yaml; curl -s http://{}/greetings\n\
+         \x20 # 4. lose a node: the others go on\n  kill -9 {}; curl -s http://{}/greetings\n\
+         \x20 # 5. who is left, who leads\n  {gogate} cluster status\n\n\
          Ctrl-C stops everything.",
         requests.join("; "), last.name, first.name, last.admin, first.web, second.name, second.admin, last.web,
         pid_of(&first.name), second.web,
@@ -411,8 +417,8 @@ impl Ports {
         let Some(port) = (first..=first.saturating_add(900)).find(free) else {
             return Err(CliError::Failed(format!("no port from {first} on is free")));
         };
-        if port != first {
-            println!("port {first} is taken: {port} is used instead");
+        if port != first && !self.given.contains(&first) {
+            say(&format!("port {first} is taken: {port} is used instead"));
         }
         self.given.insert(port);
         Ok(port)

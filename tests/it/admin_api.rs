@@ -62,7 +62,7 @@ fn a_call_that_is_wrong_is_refused_and_says_why() {
         ("POST", "/v1/services", "{", 400, "EOF"),
         ("POST", "/v1/services", r#"{"name":"a","adress":"h:1"}"#, 400, "adress"),
         ("POST", "/v1/services", r#"{"name":"a"}"#, 400, "address"),
-        ("POST", "/v1/services", r#"{"name":7,"address":"h:1"}"#, 400, "name"),
+        ("POST", "/v1/services", r#"{"name":7,"address":"h:1"}"#, 400, "a string"),
         ("POST", "/v1/services", &large, 413, "65536"),
         ("GET", "/v1/services?staple", "", 400, "staple"),
         ("GET", "/v1/services?index=4&wait=1s", "", 400, "not supported yet"),

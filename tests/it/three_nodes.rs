@@ -248,6 +248,14 @@ fn a_node_without_a_quorum_serves_what_it_knew_and_says_so() {
         });
     };
     known(&cluster);
+    // A node that starts alone knows what it knew to be committed; that follows the entry by the next one,
+    // which is at the latest the next tick.
+    let applied = |cluster: &TestCluster| cluster.status(0).map(|status| status["applied"].as_u64());
+    let registered = applied(&cluster).unwrap();
+    eventually(CATCH_UP, "two more ticks were applied", || match applied(&cluster)? {
+        now if now >= registered.map(|index| index + 2) => Ok(()),
+        now => Err(format!("{now:?}")),
+    });
     cluster.kill(1);
     cluster.kill(2);
     // Alone with its memory, then alone with its disk.

@@ -5,9 +5,11 @@
 
 use std::{fmt::Write, time::Duration};
 
+use gogate_cluster::{BUCKETS, DurationTotals};
 use http::{HeaderValue, StatusCode, header};
 use prometheus::{
-    Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, proto::MetricFamily,
+    Encoder, IntCounter, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    proto::{Bucket, Histogram, Metric, MetricFamily, MetricType},
 };
 
 use super::{
@@ -134,8 +136,47 @@ fn control(context: &Context) -> Result<Vec<MetricFamily>, prometheus::Error> {
     )?;
     expirations.inc_by(context.published.expirations());
     registry.register(Box::new(expirations))?;
+    let figures = context.cluster.figures();
     set(&gauges(metrics::BUILD_INFO, "1; the build is the label.", "version")?, context.build, 1);
-    Ok(registry.gather())
+    let mut families = registry.gather();
+    families.push(histogram(
+        metrics::RAFT_COMMIT_SECONDS,
+        "From a batch's proposal to its commit; on the leader.",
+        &figures.commit,
+    ));
+    families.push(histogram(
+        metrics::RAFT_FSYNC_SECONDS,
+        "The barriers that made the log durable.",
+        &figures.fsync,
+    ));
+    Ok(families)
+}
+
+/// Totals as a Prometheus histogram, whose buckets count what is below them too.
+fn histogram(name: &str, help: &str, totals: &DurationTotals) -> MetricFamily {
+    let mut histogram = Histogram::default();
+    let mut below = 0;
+    let mut buckets = Vec::new();
+    for (count, bound) in totals.buckets.iter().zip(BUCKETS) {
+        below += count;
+        if bound.is_finite() {
+            let mut bucket = Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(below);
+            buckets.push(bucket);
+        }
+    }
+    histogram.set_bucket(buckets);
+    histogram.set_sample_count(below);
+    histogram.set_sample_sum(totals.sum_seconds);
+    let mut metric = Metric::default();
+    metric.set_histogram(histogram);
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(MetricType::HISTOGRAM);
+    family.mut_metric().push(metric);
+    family
 }
 
 /// `GET /`
