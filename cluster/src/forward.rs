@@ -1,9 +1,14 @@
-//! A follower passes what its callers asked for to the leader: once, as one call for many commands.
+//! A follower passes what its callers asked for to the leader: once, as one call for many commands. Heartbeats
+//! go the same way, and again to the next leader.
 //!
 //! Invariant: `NotDone` is returned only if the leader said so or was never reached; a connection that breaks
 //! in the middle leaves the outcome unknown.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use gogate_proto::v1;
 use tonic::{Code, Status};
@@ -34,6 +39,54 @@ const OLD_LEADER_GRACE: Duration = Duration::from_millis(100);
 
 /// Heartbeats are passed on again soon.
 const HEARTBEATS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A leader loses at most what it was told since its last tick and what is in the tick on its way.
+const TOLD_FOR: Duration = Duration::from_secs(3);
+
+/// Beats that are remembered; of more, the oldest are forgotten.
+const TOLD_MAX: usize = 500_000;
+
+/// Between two attempts to tell a new leader.
+const AGAIN_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a leader was told lately: a beat that was taken must outlive the leader that took it.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
+    lately: Mutex<VecDeque<(Instant, Vec<Heartbeat>)>>,
+}
+
+// === impl Told ===
+
+impl Told {
+    fn note(&self, at: Instant, heartbeats: Vec<Heartbeat>) {
+        let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
+        lately.push_back((at, heartbeats));
+        let mut count: usize = lately.iter().map(|(_, heartbeats)| heartbeats.len()).sum();
+        while let Some((told, heartbeats)) = lately.front() {
+            if count <= TOLD_MAX && told.elapsed() < TOLD_FOR {
+                break;
+            }
+            count -= heartbeats.len();
+            lately.pop_front();
+        }
+    }
+
+    /// What was told in the last moments, with the ages that it has by now.
+    fn lately(&self, now: Instant) -> Vec<Vec<Heartbeat>> {
+        let lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = lately.iter().filter(|(told, _)| now.duration_since(*told) < TOLD_FOR);
+        fresh
+            .map(|(told, heartbeats)| {
+                let older_ms = u64::try_from(now.duration_since(*told).as_millis()).unwrap_or(u64::MAX);
+                let aged = |beat: &Heartbeat| Heartbeat {
+                    age_ms: beat.age_ms.saturating_add(older_ms),
+                    ..beat.clone()
+                };
+                heartbeats.iter().map(aged).collect()
+            })
+            .collect()
+    }
+}
 
 /// Passes `commands` on and waits for the answer until `deadline`, or until another leader stands.
 pub(crate) async fn to_leader(
@@ -97,8 +150,44 @@ pub(crate) fn never_sent(status: &Status) -> bool {
     false
 }
 
-/// Passes heartbeats on to the leader, or keeps them here if that is this node.
+/// Passes heartbeats on to the leader, and remembers them for the next one.
 pub(crate) async fn heartbeats(node: &Node, heartbeats: Vec<Heartbeat>) -> Result<(), ProposeError> {
+    let told = Instant::now();
+    pass_on(node, heartbeats.clone()).await?;
+    node.told.note(told, heartbeats);
+    Ok(())
+}
+
+/// Tells every new leader what the one before was told lately and may have died with. Ends with the core.
+pub(crate) async fn tell_new_leaders(node: Arc<Node>) {
+    let mut roles = node.core.roles();
+    let mut told = (roles.term(), roles.leader());
+    loop {
+        let leader = (roles.term(), roles.leader());
+        if leader != told && leader.1.is_some() {
+            match tell_again(&node).await {
+                Ok(()) => told = leader,
+                Err(_) => {
+                    tokio::time::sleep(AGAIN_PAUSE).await;
+                    continue;
+                }
+            }
+        }
+        if !roles.changed().await {
+            return;
+        }
+    }
+}
+
+async fn tell_again(node: &Node) -> Result<(), ProposeError> {
+    for heartbeats in node.told.lately(Instant::now()) {
+        pass_on(node, heartbeats).await?;
+    }
+    Ok(())
+}
+
+/// To the leader, or into the own inbox if that is this node.
+async fn pass_on(node: &Node, heartbeats: Vec<Heartbeat>) -> Result<(), ProposeError> {
     let not_done = |reason: String| ProposeError::NotDone { reason };
     let roles = node.core.roles();
     if roles.leading().is_some() {
@@ -128,4 +217,24 @@ async fn deposed(mut roles: Roles, leader: NodeId) {
         }
     }
     tokio::time::sleep(OLD_LEADER_GRACE).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_lately_is_told_again_with_its_age() {
+        let told = Told::default();
+        let beat = |id: &str| Heartbeat { id: id.into(), epoch: 1, age_ms: 10 };
+        let start = Instant::now();
+        told.note(start, vec![beat("a"), beat("b")]);
+        told.note(start + Duration::from_secs(2), vec![beat("c")]);
+        let again = told.lately(start + Duration::from_millis(2500));
+        let ages: Vec<_> = again.iter().flatten().map(|beat| (&*beat.id, beat.age_ms)).collect();
+        assert_eq!(ages, [("a", 2510), ("b", 2510), ("c", 510)]);
+        let again = told.lately(start + Duration::from_millis(3500));
+        let ages: Vec<_> = again.iter().flatten().map(|beat| (&*beat.id, beat.age_ms)).collect();
+        assert_eq!(ages, [("c", 1510)], "the leader had time to tick with the others");
+    }
 }

@@ -1,7 +1,8 @@
 //! A node that is part of a cluster: everything that runs once it has an identity.
 //!
 //! Job: owns the parts and their tasks. Tasks, all stopped by `stop` and awaited by [`Tasks::end`]: the batcher,
-//! the rounds of reads, the campaigns, the leader's duties, the way in (`members`). Neighbours: `handle` is the
+//! the rounds of reads, the campaigns, the leader's duties, the news for new leaders (`forward`), the first
+//! start's end (`bootstrap`), the way to a vote (`members`), the peers' server. Neighbours: `handle` is the
 //! callers' side of it, `raft::server` the peers'.
 
 use std::{
@@ -17,6 +18,7 @@ use crate::{
     bootstrap::{self, Door, Facts},
     election::{Election, Heard},
     figures::Durations,
+    forward::{self, Told},
     handle::{StartError, Timers},
     leader::{Duties, Inbox},
     members::{self, Admission},
@@ -39,6 +41,7 @@ pub(crate) struct Node {
     pub(crate) proposer: Proposer,
     pub(crate) reader: Reader,
     pub(crate) inbox: Arc<Inbox>,
+    pub(crate) told: Told,
     pub(crate) members: Admission,
     pub(crate) commit: Arc<Durations>,
     pub(crate) fsync: Arc<Durations>,
@@ -127,6 +130,7 @@ pub(crate) async fn open_node(
         proposer,
         reader,
         inbox,
+        told: Told::default(),
         members,
         commit,
         fsync,
@@ -151,6 +155,7 @@ impl Parts {
         tasks.spawn(rounds.run(stop.clone()));
         tasks.spawn(duties.run(stop.clone()));
         tasks.spawn(node.election.clone().run(stop.clone()));
+        tasks.spawn(until(stop.clone(), forward::tell_new_leaders(node.clone())));
         tasks.spawn(until(stop.clone(), bootstrap::complete_forming(door.clone(), node.clone())));
         if !learner {
             tasks.spawn(until(stop.clone(), members::seek_vote(door.clone(), node.clone())));

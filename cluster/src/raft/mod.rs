@@ -343,3 +343,20 @@ impl Membership {
             && self.voters.iter().all(|voters| voters.intersection(nodes).count() * 2 > voters.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn while_voters_change_both_sets_must_have_a_majority() {
+        let set = |ids: &[NodeId]| ids.iter().copied().collect::<BTreeSet<_>>();
+        let mut membership = Membership { voters: vec![set(&[1, 2, 3])], nodes: BTreeMap::new() };
+        assert!(membership.is_majority(&set(&[1, 3])));
+        assert!(!membership.is_majority(&set(&[1, 4])));
+        membership.voters.push(set(&[1, 3, 4]));
+        assert!(!membership.is_majority(&set(&[1, 2])), "not of the second");
+        assert!(membership.is_majority(&set(&[1, 3])));
+        assert!(!Membership::default().is_majority(&set(&[1])), "of nobody there is no majority");
+    }
+}

@@ -41,6 +41,7 @@ async fn a_silent_instance_expires_once_everywhere_and_not_early() {
     let leads = leader(&nodes).await;
     let beat = register_mortal(&nodes[(leads + 1) % 3]).await;
     let mut last_beat = Instant::now();
+    let mut term = nodes[0].status().term;
     // Through a follower, past its first life, and past the life of a leader.
     for round in 0..10 {
         if round == 4 {
@@ -50,6 +51,7 @@ async fn a_silent_instance_expires_once_everywhere_and_not_early() {
         let sent = Instant::now();
         if nodes[0].forward_heartbeats(vec![beat.clone()]).await.is_ok() {
             last_beat = sent;
+            term = nodes[0].status().term;
         }
     }
     assert!(has(&nodes[0], "mortal"), "it was heard from");
@@ -62,7 +64,10 @@ async fn a_silent_instance_expires_once_everywhere_and_not_early() {
     let lived = seen.iter().map(|(_, at)| at.duration_since(last_beat)).min().unwrap();
     println!("expired {lived:?} after the last beat that was taken, with a life of {TTL:?}");
     assert!(lived >= TTL, "{lived:?}");
-    assert!(lived <= TTL + Duration::from_millis(2500), "{lived:?}");
+    // The promise, and a second for a machine that is busy with other tests.
+    let elections = u32::try_from(nodes[0].status().term - term).unwrap();
+    let latest = TTL + Duration::from_millis(1500) + Duration::from_secs(2) * elections;
+    assert!(lived <= latest + Duration::from_secs(1), "{lived:?} with {elections} elections");
     eventually("it is gone", || (!has(&nodes[0], "mortal")).then_some(())).await;
     shutdown_all(nodes).await;
 }
