@@ -192,7 +192,13 @@ pub(super) struct AnswerBody {
 #[derive(Debug)]
 enum Content {
     Own(Option<Bytes>),
-    Endpoint { incoming: Incoming, lease: Option<Lease>, idle: Duration },
+    Endpoint {
+        incoming: Incoming,
+        lease: Option<Lease>,
+        idle: Duration,
+    },
+    /// The body ended before its time.
+    Broken(std::io::ErrorKind),
 }
 
 impl AnswerBody {
@@ -218,6 +224,14 @@ impl AnswerBody {
         body
     }
 
+    /// Fails at the next poll: what came before the failure is written out first, for hyper drops what it holds
+    /// when a body fails.
+    fn break_off<T>(&mut self, cx: &Context<'_>, kind: std::io::ErrorKind) -> Poll<T> {
+        self.content = Content::Broken(kind);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
     /// The answer is whole: its connection may carry the next one.
     fn end(&mut self) {
         if let Content::Endpoint { lease, .. } = &mut self.content
@@ -241,33 +255,27 @@ impl Body for AnswerBody {
         let (incoming, lease, idle) = match &mut this.content {
             Content::Own(content) => return Poll::Ready(content.take().map(|bytes| Ok(Frame::data(bytes)))),
             Content::Endpoint { incoming, lease, idle } => (incoming, lease, *idle),
+            Content::Broken(kind) => return Poll::Ready(Some(Err((*kind).into()))),
         };
         let Some(connection) = lease.as_mut().and_then(Lease::connection) else { return Poll::Ready(None) };
         let Poll::Ready(frame) = connection.poll_with(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx))
         else {
             let late = this.client.alarm.rang();
-            return if late {
-                Poll::Ready(Some(Err(std::io::ErrorKind::TimedOut.into())))
-            } else {
-                Poll::Pending
-            };
+            return if late { this.break_off(cx, std::io::ErrorKind::TimedOut) } else { Poll::Pending };
         };
         match frame {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     this.client.worker.figures.response_bytes.add(data.len() as u64);
                 }
-                if incoming.is_end_stream() {
+                if frame.is_trailers() || incoming.is_end_stream() {
                     this.end();
                 } else {
                     this.client.alarm.set(this.client.worker.alarms.soon() + idle);
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Some(Err(error)) => {
-                *lease = None;
-                Poll::Ready(Some(Err(std::io::Error::other(error))))
-            }
+            Some(Err(_)) => this.break_off(cx, std::io::ErrorKind::UnexpectedEof),
             None => {
                 this.end();
                 Poll::Ready(None)
@@ -279,6 +287,7 @@ impl Body for AnswerBody {
         match &self.content {
             Content::Own(content) => content.as_ref().is_none_or(Bytes::is_empty),
             Content::Endpoint { incoming, .. } => incoming.is_end_stream(),
+            Content::Broken(_) => false,
         }
     }
 
@@ -286,6 +295,7 @@ impl Body for AnswerBody {
         match &self.content {
             Content::Own(content) => SizeHint::with_exact(content.as_ref().map_or(0, Bytes::len) as u64),
             Content::Endpoint { incoming, .. } => incoming.size_hint(),
+            Content::Broken(_) => SizeHint::default(),
         }
     }
 }

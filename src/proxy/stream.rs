@@ -119,7 +119,7 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs);
+        let written = write_pieces(&mut self.tcp, cx, bufs);
         self.in_time(written)
     }
 
@@ -190,7 +190,7 @@ impl AsyncWrite for EndpointStream {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let waker = this.task.0.borrow();
-        Pin::new(&mut this.tcp).poll_write_vectored(&mut Context::from_waker(&waker), bufs)
+        write_pieces(&mut this.tcp, &mut Context::from_waker(&waker), bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -203,6 +203,18 @@ impl AsyncWrite for EndpointStream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+/// One piece is written without the kernel's work for a list of them.
+fn write_pieces(
+    tcp: &mut TcpStream,
+    cx: &mut Context<'_>,
+    bufs: &[io::IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    match bufs {
+        [only] => Pin::new(tcp).poll_write(cx, only),
+        bufs => Pin::new(tcp).poll_write_vectored(cx, bufs),
     }
 }
 

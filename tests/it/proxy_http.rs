@@ -169,7 +169,7 @@ fn an_unknown_path_is_404_and_another_method_405() {
     assert_eq!(client.get("/a").status(), 200, "the connection goes on");
     gateway.await_metric("gogate_rejections_total{reason=\"method_not_allowed\"} 1");
     gateway.await_metric(
-        "gogate_requests_total{code=\"200\",method=\"GET\",route=\"read\",service=\"service\"} 1",
+        "gogate_requests_total{route=\"read\",service=\"service\",method=\"GET\",code=\"200\"} 1",
     );
 }
 
@@ -294,7 +294,7 @@ fn a_client_that_leaves_takes_its_request_along() {
     gateway.await_metric("gogate_upstream_connections{service=\"service\",state=\"active\"} 1");
     drop(client);
     assert!(is_left.recv_timeout(crate::upstream::PATIENCE).unwrap());
-    gateway.await_metric("gogate_requests_total{code=\"499\"");
+    gateway.await_metric("method=\"GET\",code=\"499\"} 1");
 }
 
 #[test]
