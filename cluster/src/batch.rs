@@ -1,6 +1,6 @@
 //! Group commit: many commands in one log entry, one barrier for all of them.
 //!
-//! Job: commands gather in a queue; while a batch or two are on their way, the next one fills. On the leader a
+//! Job: commands gather in a queue; while one batch is on its way, the next one fills. On the leader a
 //! batch becomes a log entry, on a follower one call to the leader (`forward`). Nobody waits for a timer: a
 //! lone command leaves at once.
 //!
@@ -47,12 +47,11 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 /// One command: it must reach a follower within a heartbeat.
 const COMMAND_BYTES_MAX: usize = 4 << 20;
 
-/// Batches on their way to the log at once. The core writes one entry after the other: with two, one is
-/// replicated while the next one is written.
-const FLIGHTS_LOCAL: usize = 2;
-
-/// Batches on their way to the leader at once.
-const FLIGHTS_REMOTE: usize = 3;
+/// Batches on their way at once. An entry costs far more than a command (barriers on every node, one entry
+/// after the other), so few full entries are best: with 64 writers, one flight made 90 us of CPU a write on
+/// three nodes and 9.9k writes/s, three flights 136 us and 6.7k. It also keeps what waits `NotDone` and able to
+/// be tried again while a leader is failing.
+const FLIGHTS_MAX: usize = 1;
 
 /// How often what waits is looked through for deadlines.
 const SWEEP_PERIOD: Duration = Duration::from_millis(20);
@@ -284,13 +283,11 @@ impl Batcher {
 
     /// Sends as many batches as may be on their way.
     async fn launch(&mut self) {
-        while !self.pending.is_empty() {
+        while !self.pending.is_empty() && self.flights.len() < FLIGHTS_MAX {
             match self.route() {
-                Some(Route::Log { term }) if self.flights.len() < FLIGHTS_LOCAL => {
-                    self.send_to_log(term).await;
-                }
-                Some(Route::Leader(link)) if self.flights.len() < FLIGHTS_REMOTE => self.send_to_leader(link),
-                _ => return,
+                Some(Route::Log { term }) => self.send_to_log(term).await,
+                Some(Route::Leader(link)) => self.send_to_leader(link),
+                None => return,
             }
         }
     }
