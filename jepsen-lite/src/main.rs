@@ -1,1 +1,127 @@
-fn main() {}
+//! jepsen-lite: faults against real gogate processes, judged from the clients' records alone.
+//!
+//! It links no crate of gogate's: a shared bug would pass its own check. Reading order: `scenario` (what a run
+//! does), `workload` and `client` (what is asked), `nemesis`, `processes` and `links` (what is done to the
+//! nodes), `history` (what is known), `checker` (what it means), `report` (what a person is told).
+
+mod checker;
+mod client;
+mod history;
+mod links;
+mod nemesis;
+mod processes;
+mod report;
+mod scenario;
+mod workload;
+
+use std::{fs, io, path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+
+use crate::{
+    checker::Verdict,
+    report::Report,
+    scenario::{Run, Scenario, Settings},
+};
+
+/// Starts real gogate processes, does harm to them, and judges from the clients' records what was lost.
+///
+/// Exit code: 0 valid, 1 violated, 2 inconclusive (too little was tried, or the harness failed).
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The gogate program
+    #[arg(long, default_value = "target/release/gogate")]
+    bin: PathBuf,
+    /// What to do
+    #[arg(long, value_enum, default_value_t = Scenario::Kill)]
+    scenario: Scenario,
+    /// How many faults [default: kill 200, returning-follower 100, failover 50]
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// How many clients write to each cluster [default: kill 16, returning-follower 2]
+    #[arg(long)]
+    clients: Option<usize>,
+    /// How many clusters share the rounds [default: 1; returning-follower 10]
+    #[arg(long)]
+    parallel: Option<usize>,
+    /// Repeats the plan of faults and operations; how they meet is up to the machine [default: random]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Where data, logs and histories are put [default: a new folder under the system's temporary one]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Where to put the report as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// failover: fail above 0.5 s in the median or 1 s at worst
+    #[arg(long)]
+    strict: bool,
+    /// Start nothing: judge this history of an earlier run again
+    #[arg(long, value_name = "HISTORY")]
+    check: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    if let Some(error) = processes::become_child() {
+        eprintln!("jepsen-lite: cannot become a node: {error}");
+        return ExitCode::from(127);
+    }
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(Verdict::Valid) => ExitCode::SUCCESS,
+        Ok(Verdict::Violated) => ExitCode::from(1),
+        Ok(Verdict::Inconclusive) => ExitCode::from(2),
+        Err(error) => {
+            eprintln!("jepsen-lite: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> io::Result<Verdict> {
+    let settings = settings(arguments)?;
+    let runs = match &arguments.check {
+        Some(history) => vec![again(&settings, history)?],
+        None => {
+            fs::create_dir(&settings.dir)
+                .map_err(|error| io::Error::other(format!("{}: {error}", settings.dir.display())))?;
+            println!("seed {}, everything in {}", settings.seed, settings.dir.display());
+            scenario::run(&settings)?
+        }
+    };
+    let report = Report::new(&settings, arguments.strict, &runs);
+    print!("{report}");
+    if let Some(path) = &arguments.json {
+        fs::write(path, report.json())?;
+    }
+    if report.verdict == Verdict::Valid && arguments.check.is_none() {
+        fs::remove_dir_all(&settings.dir)?;
+    }
+    Ok(report.verdict)
+}
+
+fn settings(arguments: &Arguments) -> io::Result<Settings> {
+    let scenario = arguments.scenario;
+    let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
+    fs::create_dir_all(&parent)?;
+    let run = format!("jepsen-lite-{seed}-{}", std::process::id());
+    Ok(Settings {
+        program: match arguments.check {
+            Some(_) => arguments.bin.clone(),
+            None => processes::check_program(&arguments.bin)?,
+        },
+        scenario,
+        rounds: arguments.rounds.unwrap_or_else(|| scenario.rounds()),
+        clients: arguments.clients.unwrap_or_else(|| scenario.clients()),
+        parallel: arguments.parallel.unwrap_or_else(|| scenario.parallel()),
+        seed,
+        dir: parent.canonicalize()?.join(run),
+    })
+}
+
+fn again(settings: &Settings, history: &std::path::Path) -> io::Result<Run> {
+    let events = history::read(history)?;
+    let dir = history.parent().unwrap_or(history).to_owned();
+    Ok(scenario::judge(settings.scenario, settings.rounds, dir, events))
+}

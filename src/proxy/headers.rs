@@ -63,7 +63,7 @@ impl RequestId {
         text.put_slice(&hex(random()));
         text.put_slice(b"-01");
         let text = text.freeze();
-        let made = |bytes: Bytes| HeaderValue::from_maybe_shared(bytes).unwrap_or_else(|_| HTTP);
+        let made = |bytes: Bytes| HeaderValue::from_maybe_shared(bytes).unwrap_or(HTTP);
         Self {
             id: kept.cloned().unwrap_or_else(|| made(text.slice(3..35))),
             traceparent: (!traced).then(|| made(text)),

@@ -27,6 +27,10 @@ const WAITERS_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Pool {
     pub(super) target: Target,
+    #[expect(
+        clippy::vec_box,
+        reason = "a connection moves between pool, lease and waiter; its box does not"
+    )]
     idle: RefCell<Vec<Box<Connection>>>,
     /// Idle or lent.
     open: Cell<usize>,

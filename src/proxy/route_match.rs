@@ -284,13 +284,13 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(routes: &[(&str, &str, &[&str])], request: (&str, &str, &str), expected: Found) {
+    fn check(routes: &[(&str, &str, &[&str])], request: (&str, &str, &str), expected: &Found) {
         let routes: Vec<Route> =
             routes.iter().map(|(host, path, methods)| route(host, path, methods)).collect();
         let index = RouteIndex::new(&routes, |_| true);
         let (host, path, method) = request;
         let method = Method::from_bytes(method.as_bytes()).unwrap();
-        assert_eq!(index.find(host, path, &method), expected, "{request:?}");
+        assert_eq!(index.find(host, path, &method), *expected, "{request:?}");
     }
 
     #[test]
@@ -301,33 +301,33 @@ mod tests {
             ("*.b.example.com", "", &[]),
             ("a.example.com", "", &[]),
         ];
-        check(routes, ("a.example.com", "/a", "GET"), Found::Route(3));
-        check(routes, ("A.Example.COM", "/a", "GET"), Found::Route(3));
-        check(routes, ("x.example.com", "/a", "GET"), Found::Route(1));
-        check(routes, ("x.b.example.com", "/a", "GET"), Found::Route(2));
-        check(routes, ("example.com", "/a", "GET"), Found::Route(0));
-        check(routes, ("x.example.com", "/b", "GET"), Found::Nothing);
+        check(routes, ("a.example.com", "/a", "GET"), &Found::Route(3));
+        check(routes, ("A.Example.COM", "/a", "GET"), &Found::Route(3));
+        check(routes, ("x.example.com", "/a", "GET"), &Found::Route(1));
+        check(routes, ("x.b.example.com", "/a", "GET"), &Found::Route(2));
+        check(routes, ("example.com", "/a", "GET"), &Found::Route(0));
+        check(routes, ("x.example.com", "/b", "GET"), &Found::Nothing);
     }
 
     #[test]
     fn an_exact_path_beats_the_longest_prefix() {
         let routes: &[(&str, &str, &[&str])] =
             &[("", "/*", &[]), ("", "/v1*", &[]), ("", "/v1/users*", &[]), ("", "/v1/users", &[])];
-        check(routes, ("h", "/v1/users", "GET"), Found::Route(3));
-        check(routes, ("h", "/v1/users/7", "GET"), Found::Route(2));
-        check(routes, ("h", "/v1", "GET"), Found::Route(1));
-        check(routes, ("h", "/v1/", "GET"), Found::Route(1));
-        check(routes, ("h", "/v10", "GET"), Found::Route(0));
+        check(routes, ("h", "/v1/users", "GET"), &Found::Route(3));
+        check(routes, ("h", "/v1/users/7", "GET"), &Found::Route(2));
+        check(routes, ("h", "/v1", "GET"), &Found::Route(1));
+        check(routes, ("h", "/v1/", "GET"), &Found::Route(1));
+        check(routes, ("h", "/v10", "GET"), &Found::Route(0));
     }
 
     #[test]
     fn a_route_that_asks_for_the_method_comes_first_and_a_refusal_lists_what_is_allowed() {
         let routes: &[(&str, &str, &[&str])] =
             &[("", "/a*", &[]), ("", "/a*", &["POST"]), ("", "/b", &["PUT", "GET"]), ("", "/b", &["GET"])];
-        check(routes, ("h", "/a", "POST"), Found::Route(1));
-        check(routes, ("h", "/a", "GET"), Found::Route(0));
-        check(routes, ("h", "/b", "GET"), Found::Route(2));
-        check(routes, ("h", "/b", "DELETE"), Found::OtherMethods(vec![Method::GET, Method::PUT]));
+        check(routes, ("h", "/a", "POST"), &Found::Route(1));
+        check(routes, ("h", "/a", "GET"), &Found::Route(0));
+        check(routes, ("h", "/b", "GET"), &Found::Route(2));
+        check(routes, ("h", "/b", "DELETE"), &Found::OtherMethods(vec![Method::GET, Method::PUT]));
     }
 
     #[test]

@@ -139,6 +139,7 @@ impl RoutingTable {
     /// The same table with other registered instances for one service; a service that no route uses
     /// changes nothing.
     #[must_use]
+    #[expect(clippy::needless_pass_by_value, reason = "callers have made the list for this call")]
     pub fn with_endpoints(&self, service: &str, registered: Vec<Endpoint>) -> RoutingTable {
         let mut table = self.clone();
         if let Some(place) = self.routing.services.get(service)
@@ -246,7 +247,7 @@ impl Upstream {
             match Target::new(endpoint) {
                 Some(target) => targets.push(target),
                 None => {
-                    warn!(service = %self.name, address = %endpoint.address, "instance left out: not host:port")
+                    warn!(service = %self.name, address = %endpoint.address, "instance left out: not host:port");
                 }
             }
         }

@@ -105,14 +105,13 @@ fn a_port_in_use_changes_nothing_and_is_named() {
 }
 
 #[test]
-fn listeners_open_are_renamed_and_close() {
+fn a_listener_that_a_table_adds_opens_and_one_that_it_drops_closes() {
     let upstream = Upstream::echo();
     let mut document = document(&[upstream.address]);
     let gateway = Gateway::start(&document);
     let address = gateway.address();
     let mut kept = gateway.client();
     assert_eq!(kept.get("/").status(), 200);
-    // The same address under another name stays open: first make its port explicit.
     document.listeners.insert("extra".to_owned(), Listener { address: "127.0.0.1:0".parse().unwrap() });
     gateway.publish(&document);
     let extra = gateway.proxy.addresses()["extra"];

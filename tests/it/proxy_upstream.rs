@@ -22,7 +22,7 @@ fn a_stale_pooled_connection_never_gives_502() {
                 return;
             }
             peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
-            if turn % 3 == 0 && answered >= turn % 5 {
+            if turn.is_multiple_of(3) && answered >= turn % 5 {
                 std::thread::sleep(Duration::from_micros(turn as u64 % 7 * 50));
                 return;
             }

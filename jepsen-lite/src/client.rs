@@ -1,0 +1,355 @@
+//! One client of one cluster: asks nodes through the public admin API and records what it saw.
+//!
+//! Job: turn a [`Call`] into a request, the answer into an [`Outcome`], and record both. Invariants: only a
+//! request that was never sent, or that was answered with a refusal, is a failure; a timeout, a broken
+//! connection and every answer that the contract does not explain are `unknown`. Neighbours: `http` moves the
+//! bytes, `history` keeps the record, `workload` and the scenarios decide what to ask.
+
+mod http;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use self::http::{Answer, Connection, HttpError};
+use crate::history::{Call, Outcome, Recorder, Seen, content_hash};
+
+/// Where a node's admin API is, by the node's name.
+pub type Nodes = Arc<[(String, SocketAddr)]>;
+
+/// A client. It has one thing in flight at a time.
+pub struct Client {
+    name: String,
+    nodes: Nodes,
+    connections: Vec<Option<Connection>>,
+    recorder: Arc<Recorder>,
+    patience: Patience,
+}
+
+/// How long a client waits.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// Told to the node as `?timeout=`; none: the node's own default.
+    pub asked: Option<Duration>,
+    /// After this the client gives up.
+    pub own: Duration,
+}
+
+/// An instance as a client writes it.
+#[derive(Debug, Clone)]
+pub struct Instance {
+    /// Unique in the cluster.
+    pub id: String,
+    /// Its service.
+    pub name: String,
+    /// `host:port`.
+    pub address: String,
+    /// Something that tells this content from every other.
+    pub payload: String,
+}
+
+// === impl Client ===
+
+impl Client {
+    /// A client of all `nodes`.
+    pub fn new(name: String, nodes: Nodes, recorder: Arc<Recorder>, patience: Patience) -> Self {
+        let connections = nodes.iter().map(|_| None).collect();
+        Self { name, nodes, connections, recorder, patience }
+    }
+
+    /// Its name in the history.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// How many nodes there are to ask.
+    pub fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// Adds or replaces an instance that lives for ever.
+    pub fn register(&mut self, node: usize, instance: &Instance) -> Outcome {
+        let call = Call::Register { id: instance.id.clone(), content: instance.content(), flaw: None };
+        let body = instance.body().to_string();
+        self.call(node, &call, "POST", "/v1/services", Some(&body), None, |_| Some(Seen::Nothing))
+    }
+
+    /// Sends `body`, which has to be refused; `instance` is what it might be taken for.
+    pub fn register_invalid(&mut self, node: usize, instance: &Instance, flaw: &str, body: &str) -> Outcome {
+        let flaw = Some(flaw.to_owned());
+        let call = Call::Register { id: instance.id.clone(), content: instance.content(), flaw };
+        self.call(node, &call, "POST", "/v1/services", Some(body), None, |_| Some(Seen::Nothing))
+    }
+
+    /// Removes an instance.
+    pub fn deregister(&mut self, node: usize, id: &str) -> Outcome {
+        let path = format!("/v1/services/{id}");
+        let call = Call::Deregister { id: id.to_owned() };
+        self.call(node, &call, "DELETE", &path, None, None, |_| Some(Seen::Nothing))
+    }
+
+    /// Says that an instance lives.
+    pub fn heartbeat(&mut self, node: usize, id: &str) -> Outcome {
+        let path = format!("/v1/services/{id}/heartbeat");
+        let call = Call::Heartbeat { id: id.to_owned() };
+        self.call(node, &call, "PUT", &path, None, None, |_| Some(Seen::Nothing))
+    }
+
+    /// Reads an instance.
+    pub fn get(&mut self, node: usize, id: &str) -> Outcome {
+        let path = format!("/v1/services/{id}");
+        let call = Call::Get { id: id.to_owned() };
+        self.call(node, &call, "GET", &path, None, None, |answer| {
+            let content = instance_of(&answer.json()?)?.1;
+            Some(Seen::Instance { content })
+        })
+    }
+
+    /// Reads all instances.
+    pub fn list(&mut self, node: usize, stale: bool) -> Outcome {
+        let path = if stale { "/v1/services?stale" } else { "/v1/services" };
+        self.call(node, &Call::List { stale }, "GET", path, None, None, |answer| {
+            let index = answer.header("x-gogate-index")?.parse().ok()?;
+            Some(Seen::Instances { index, instances: instances_of(&answer.json()?)? })
+        })
+    }
+
+    /// Replaces the gateway document by one that has `marker` in it, if its version is `if_match`. With a
+    /// `flaw` it has to be refused.
+    pub fn put_config(&mut self, node: usize, marker: &str, if_match: u64, flaw: Option<&str>) -> Outcome {
+        let body = match flaw {
+            Some(BAD_DOCUMENT) => json!({ "services": { marker: { "endpoints": "none" } } }),
+            _ => json!({ "services": { marker: { "endpoints": [{ "address": "127.0.0.1:9" }] } } }),
+        };
+        let flaw = flaw.map(str::to_owned);
+        let call = Call::PutConfig { marker: marker.to_owned(), if_match, flaw };
+        let body = body.to_string();
+        self.call(node, &call, "PUT", "/v1/config", Some(&body), Some(if_match), |answer| {
+            Some(Seen::Version { version: answer.json()?.get("version")?.as_u64()? })
+        })
+    }
+
+    /// Reads the gateway document.
+    pub fn get_config(&mut self, node: usize, stale: bool, version: Option<u64>) -> Outcome {
+        let path = match (stale, version) {
+            (false, None) => "/v1/config".to_owned(),
+            (true, None) => "/v1/config?stale".to_owned(),
+            (false, Some(version)) => format!("/v1/config?version={version}"),
+            (true, Some(version)) => format!("/v1/config?version={version}&stale"),
+        };
+        self.call(node, &Call::GetConfig { stale, version }, "GET", &path, None, None, |answer| {
+            let version = answer.header("x-gogate-version")?.parse().ok()?;
+            Some(Seen::Document { version, marker: marker_in(&answer.text()) })
+        })
+    }
+
+    /// Asks who leads.
+    pub fn status(&mut self, node: usize) -> Outcome {
+        self.call(node, &Call::Status, "GET", "/v1/cluster", None, None, |answer| leader_of(&answer.json()?))
+    }
+
+    /// Asks, and does not record: used to wait for something.
+    pub fn probe(&mut self, node: usize, path: &str) -> bool {
+        let (_, address) = &self.nodes[node];
+        let deadline = Instant::now() + self.patience.own;
+        let answer = Connection::open(*address, deadline)
+            .and_then(|mut connection| connection.exchange("GET", path, None, None, deadline));
+        answer.is_ok_and(|answer| answer.status == 200)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one request, spelled out; every caller is above")]
+    fn call(
+        &mut self,
+        node: usize,
+        call: &Call,
+        method: &str,
+        path: &str,
+        body: Option<&str>,
+        if_match: Option<u64>,
+        see: impl FnOnce(&Answer) -> Option<Seen>,
+    ) -> Outcome {
+        let path = match self.patience.asked {
+            None => path.to_owned(),
+            Some(asked) => {
+                let joint = if path.contains('?') { '&' } else { '?' };
+                format!("{path}{joint}timeout={}ms", asked.as_millis())
+            }
+        };
+        let op = self.recorder.invoke(&self.name, &self.nodes[node].0, call.clone());
+        let answer = self.exchange(node, method, &path, body, if_match);
+        let outcome = outcome_of(call, answer, see);
+        self.recorder.done(op, outcome.clone());
+        outcome
+    }
+
+    fn exchange(
+        &mut self,
+        node: usize,
+        method: &str,
+        path: &str,
+        body: Option<&str>,
+        if_match: Option<u64>,
+    ) -> Result<Answer, HttpError> {
+        let deadline = Instant::now() + self.patience.own;
+        let mut connection = match self.connections[node].take().filter(Connection::is_usable) {
+            Some(connection) => connection,
+            None => Connection::open(self.nodes[node].1, deadline)?,
+        };
+        let answer = connection.exchange(method, path, body, if_match, deadline)?;
+        if !answer.closes {
+            self.connections[node] = Some(connection);
+        }
+        Ok(answer)
+    }
+}
+
+/// The flaw of a document that is written with a wrong type.
+pub const BAD_DOCUMENT: &str = "endpoints is not a list";
+
+/// What an answer means for the one who asked: one table.
+fn outcome_of(
+    call: &Call,
+    answer: Result<Answer, HttpError>,
+    see: impl FnOnce(&Answer) -> Option<Seen>,
+) -> Outcome {
+    let answer = match answer {
+        Ok(answer) => answer,
+        Err(HttpError::NotSent(reason)) => return Outcome::Fail { status: None, reason },
+        Err(HttpError::Lost(reason)) => return Outcome::Unknown { status: None, reason },
+    };
+    let status = Some(answer.status);
+    match answer.status {
+        200..=299 => match see(&answer) {
+            Some(seen) => Outcome::Ok { seen },
+            None => Outcome::Unknown { status, reason: format!("cannot be read: {}", answer.excerpt()) },
+        },
+        404 if matches!(call, Call::GetConfig { version: None, .. }) => {
+            Outcome::Ok { seen: Seen::Document { version: 0, marker: None } }
+        }
+        // 503 promises that nothing was written.
+        400..=499 | 503 => Outcome::Fail { status, reason: answer.excerpt() },
+        _ => Outcome::Unknown { status, reason: answer.excerpt() },
+    }
+}
+
+// === impl Instance ===
+
+impl Instance {
+    /// The hash of what is sent, and of what has to come back.
+    pub fn content(&self) -> String {
+        content_hash([&*self.id, &*self.name, &*self.address, &*self.payload])
+    }
+
+    /// As the API takes it.
+    pub fn body(&self) -> Value {
+        json!({
+            "id": self.id, "name": self.name, "address": self.address, "ttl": "0s",
+            "metadata": { "payload": self.payload },
+        })
+    }
+}
+
+/// An instance's id and hash, from the API's form.
+fn instance_of(value: &Value) -> Option<(String, String)> {
+    let text = |key: &str| value.get(key)?.as_str();
+    let (id, name, address) = (text("id")?, text("name")?, text("address")?);
+    let payload = value.get("metadata")?.get("payload")?.as_str()?;
+    Some((id.to_owned(), content_hash([id, name, address, payload])))
+}
+
+/// A list, or an object with the list in it.
+fn instances_of(value: &Value) -> Option<BTreeMap<String, String>> {
+    let list = match value {
+        Value::Array(list) => list,
+        Value::Object(object) => object.values().find_map(Value::as_array)?,
+        _ => return None,
+    };
+    list.iter().map(instance_of).collect()
+}
+
+fn leader_of(value: &Value) -> Option<Seen> {
+    let nodes = value.get("nodes")?.as_array()?;
+    let leader = value.get("leader")?;
+    let name = nodes
+        .iter()
+        .find(|node| !leader.is_null() && node.get("id") == Some(leader))
+        .and_then(|node| node.get("name")?.as_str())
+        .map(str::to_owned);
+    // An id without a name is still somebody.
+    let leader = name.or_else(|| leader.as_u64().map(|id| format!("#{id}")));
+    Some(Seen::Leader {
+        leader,
+        term: value.get("term")?.as_u64()?,
+        applied: value.get("applied")?.as_u64()?,
+    })
+}
+
+/// The first word of a document that is a marker.
+fn marker_in(document: &str) -> Option<String> {
+    let rest = &document[document.find(MARKER)?..];
+    let end = rest.find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '-');
+    Some(rest[..end.unwrap_or(rest.len())].to_owned())
+}
+
+/// What every marker begins with.
+pub const MARKER: &str = "marker-";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(status: u16, body: &str) -> Result<Answer, HttpError> {
+        Ok(Answer { status, headers: Vec::new(), body: body.as_bytes().to_vec(), closes: false })
+    }
+
+    #[test]
+    fn an_answer_is_a_failure_only_if_it_promises_that_nothing_was_written() {
+        let call = Call::Deregister { id: "a".to_owned() };
+        let outcome = |answer| outcome_of(&call, answer, |_| Some(Seen::Nothing));
+        assert!(matches!(outcome(answer(204, "")), Outcome::Ok { .. }));
+        for status in [400, 404, 412, 422, 429, 503] {
+            assert!(matches!(outcome(answer(status, "")), Outcome::Fail { .. }), "{status}");
+        }
+        for status in [500, 502, 504, 302] {
+            assert!(matches!(outcome(answer(status, "")), Outcome::Unknown { .. }), "{status}");
+        }
+        let refused = Err(HttpError::NotSent("refused".to_owned()));
+        assert!(matches!(outcome(refused), Outcome::Fail { status: None, .. }));
+        assert!(matches!(outcome(Err(HttpError::Lost("eof".to_owned()))), Outcome::Unknown { .. }));
+    }
+
+    #[test]
+    fn what_is_written_hashes_like_what_is_read() {
+        let instance = Instance {
+            id: "a".to_owned(),
+            name: "s".to_owned(),
+            address: "127.0.0.1:1".to_owned(),
+            payload: "p".to_owned(),
+        };
+        let read = instance_of(&instance.body()).unwrap();
+        assert_eq!(read, ("a".to_owned(), instance.content()));
+        let listed = instances_of(&json!([instance.body()])).unwrap();
+        assert_eq!(listed.get("a"), Some(&instance.content()));
+    }
+
+    #[test]
+    fn a_marker_is_found_in_yaml_and_in_json() {
+        assert_eq!(marker_in("{\"marker-c1-2\":{}}").as_deref(), Some("marker-c1-2"));
+        assert_eq!(marker_in("services:\n  marker-c1-2: {}").as_deref(), Some("marker-c1-2"));
+        assert_eq!(marker_in("services: {}"), None);
+    }
+
+    #[test]
+    fn the_leader_goes_by_its_name() {
+        let status = json!({ "leader": 2, "term": 3, "applied": 4, "nodes": [{ "id": 2, "name": "n2" }] });
+        let seen = Seen::Leader { leader: Some("n2".to_owned()), term: 3, applied: 4 };
+        assert_eq!(leader_of(&status), Some(seen));
+        let nobody = json!({ "leader": null, "term": 3, "applied": 4, "nodes": [{ "id": 2, "name": "n2" }] });
+        assert_eq!(leader_of(&nobody), Some(Seen::Leader { leader: None, term: 3, applied: 4 }));
+    }
+}

@@ -1,0 +1,266 @@
+//! Real gogate processes: made, started, killed, watched, and gone when this process is gone.
+//!
+//! Invariants: a child dies with the harness, however that ends: it is started through this program itself
+//! ([`become_child`]), which asks the kernel for SIGKILL on its parent's death before it becomes the node. The
+//! kernel means the *thread* that started the child, so the thread that owns a [`Processes`] starts all of
+//! its nodes and outlives them. Each run has loopback addresses of its own (127.x.y.z), so that neither
+//! another run nor an outgoing connection takes a port while a node is down. Neighbours: `nemesis` decides
+//! when, `links` may stand in front of the peers' ports.
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, OpenOptions},
+    io,
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use rand::Rng;
+use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+
+use crate::client::Nodes;
+
+/// The hidden first argument with which this program becomes a node.
+const AS_CHILD: &str = "--as-child";
+
+/// How many lines of a node's log a finding shows.
+const LOG_TAIL_LINES: usize = 20;
+
+/// How many places are tried for a cluster's addresses.
+const PLACES_MAX: usize = 100;
+
+/// The nodes of one cluster.
+pub struct Processes {
+    program: PathBuf,
+    nodes: Vec<Node>,
+}
+
+struct Node {
+    name: String,
+    dir: PathBuf,
+    admin: SocketAddr,
+    peer: SocketAddr,
+    /// Where the others are told to reach it: in front of `peer`, if there are links.
+    advertise: SocketAddr,
+    child: Option<Child>,
+}
+
+// === impl Processes ===
+
+impl Processes {
+    /// Lays out `count` nodes under `dir`, each with its node file. With `links`, the others reach a node
+    /// through its address for links instead of its own.
+    pub fn create(program: &Path, dir: &Path, count: u8, links: bool) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let secret = dir.join("secret");
+        fs::write(&secret, "jepsen-lite\n")?;
+        let mut nodes: Vec<Node> = free_place(count)?
+            .into_iter()
+            .enumerate()
+            .map(|(index, (admin, peer, link))| {
+                let name = format!("n{}", index + 1);
+                let advertise = if links { link } else { peer };
+                Node { dir: dir.join(&name), name, admin, peer, advertise, child: None }
+            })
+            .collect();
+        let peers: Vec<String> = nodes.iter().map(|node| node.advertise.to_string()).collect();
+        for node in &mut nodes {
+            fs::create_dir_all(&node.dir)?;
+            fs::write(node.dir.join("node.yaml"), node.file(&secret, &peers))?;
+        }
+        Ok(Self { program: program.to_owned(), nodes })
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// A node's name.
+    pub fn name(&self, node: usize) -> &str {
+        &self.nodes[node].name
+    }
+
+    /// The node of this name.
+    pub fn by_name(&self, name: &str) -> Option<usize> {
+        self.nodes.iter().position(|node| node.name == name)
+    }
+
+    /// Where clients ask.
+    pub fn admin(&self) -> Nodes {
+        self.nodes.iter().map(|node| (node.name.clone(), node.admin)).collect()
+    }
+
+    /// Where a node's peer port is, and where the others are told that it is.
+    pub fn peer(&self, node: usize) -> (SocketAddr, SocketAddr) {
+        (self.nodes[node].peer, self.nodes[node].advertise)
+    }
+
+    /// Starts a node and tells its process id. Its log goes on where it ended.
+    pub fn start(&mut self, node: usize) -> io::Result<u32> {
+        let node = &mut self.nodes[node];
+        let log = OpenOptions::new().create(true).append(true).open(node.log())?;
+        let child = Command::new(std::env::current_exe()?)
+            .arg(AS_CHILD)
+            .arg(std::process::id().to_string())
+            .arg(&self.program)
+            .args(["serve", "--config"])
+            .arg(node.dir.join("node.yaml"))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            // Ctrl-C in a terminal goes to the whole group: the nodes are not to drain, but to die with us.
+            .process_group(0)
+            .spawn()?;
+        let pid = child.id();
+        node.child = Some(child);
+        Ok(pid)
+    }
+
+    /// Sends SIGKILL to all of them at once; [`Self::reap`] has to follow.
+    pub fn kill(&mut self, nodes: &[usize]) -> io::Result<()> {
+        for &node in nodes {
+            if let Some(child) = &mut self.nodes[node].child {
+                child.kill()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until they are gone. True: SIGKILL ended all of them; false: one had ended by itself before.
+    pub fn reap(&mut self, nodes: &[usize]) -> io::Result<bool> {
+        let mut killed = true;
+        for &node in nodes {
+            killed &= match self.nodes[node].child.take() {
+                Some(mut child) => child.wait()?.signal() == Some(Signal::KILL.as_raw()),
+                None => false,
+            };
+        }
+        Ok(killed)
+    }
+
+    /// How a node ended, if it ended by itself.
+    pub fn ended(&mut self, node: usize) -> Option<ExitStatus> {
+        self.nodes[node].child.as_mut()?.try_wait().ok().flatten()
+    }
+
+    /// The end of a node's log.
+    pub fn log_tail(&self, node: usize) -> String {
+        let log = fs::read(self.nodes[node].log()).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        // Nothing is left to be done about one that cannot be killed.
+        let _ = self.kill(&all).and_then(|()| self.reap(&all));
+    }
+}
+
+// === impl Node ===
+
+impl Node {
+    fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    fn file(&self, secret: &Path, peers: &[String]) -> String {
+        let Self { name, dir, admin, peer, advertise, .. } = self;
+        let (data, secret) = (dir.join("data"), secret.display());
+        format!(
+            "node: {{ name: {name}, data_dir: {data:?} }}\n\
+             admin: {{ listen: \"{admin}\" }}\n\
+             peer: {{ listen: \"{peer}\", advertise: \"{advertise}\", secret_file: \"{secret}\" }}\n\
+             cluster: {{ name: jepsen-lite, expect: {}, peers: {peers:?} }}\n\
+             drain: {{ wait: 0s, deadline: 1s }}\n",
+            peers.len(),
+        )
+    }
+}
+
+/// Admin, peer and link address of each node, on loopback addresses and ports that nobody has.
+fn free_place(count: u8) -> io::Result<Vec<(SocketAddr, SocketAddr, SocketAddr)>> {
+    // Not from the seed: two runs of one seed may go on at the same time.
+    let mut rng = rand::rng();
+    for _ in 0..PLACES_MAX {
+        let (a, b) = (rng.random_range(64..=254), rng.random_range(0..=255));
+        // Below the ports that outgoing connections take.
+        let port = rng.random_range(10_000..30_000);
+        let address = |last: u8, port: u16| SocketAddr::from((Ipv4Addr::new(127, a, b, last), port));
+        let place: Vec<_> = (1..=count)
+            .map(|node| (address(node, port), address(node, port + 1), address(100 + node, port + 1)))
+            .collect();
+        let free = |address: &SocketAddr| TcpListener::bind(address).is_ok();
+        if place.iter().all(|(admin, peer, link)| free(admin) && free(peer) && free(link)) {
+            return Ok(place);
+        }
+    }
+    Err(io::Error::other("no free loopback addresses (127.x.y.z) were found"))
+}
+
+/// If this process was started as a child, becomes the node and never returns, but with an error.
+pub fn become_child() -> Option<io::Error> {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next()? != AS_CHILD {
+        return None;
+    }
+    let parent = arguments.next()?.into_string().ok()?.parse::<i32>().ok()?;
+    let program: OsString = arguments.next()?;
+    if let Err(error) = set_parent_process_death_signal(Some(Signal::KILL)) {
+        return Some(error.into());
+    }
+    // It may have ended before we asked.
+    if getppid().is_none_or(|pid| pid.as_raw_nonzero().get() != parent) {
+        return Some(io::Error::other("the harness is gone"));
+    }
+    Some(Command::new(program).args(arguments).exec())
+}
+
+/// Whether `program` can be started at all; said before anything else is done.
+pub fn check_program(program: &Path) -> io::Result<PathBuf> {
+    let problem = |error: io::Error| io::Error::other(format!("--bin {}: {error}", program.display()));
+    let program = program.canonicalize().map_err(problem)?;
+    File::open(&program).map_err(problem)?;
+    Ok(program)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    #[test]
+    fn a_node_file_names_everything_that_a_node_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        let processes = Processes::create(Path::new("/bin/true"), dir.path(), 3, true).unwrap();
+        let file = fs::read_to_string(dir.path().join("n2/node.yaml")).unwrap();
+        let (peer, advertise) = processes.peer(1);
+        assert_ne!(peer, advertise);
+        for part in ["name: n2", "expect: 3", &peer.to_string(), &advertise.to_string(), "secret_file"] {
+            assert!(file.contains(part), "{part} is not in {file}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_killed_is_told_from_one_that_ended() {
+        // The child is this very test program, which does not know the hidden argument and ends.
+        let dir = tempfile::tempdir().unwrap();
+        let mut processes = Processes::create(Path::new("/bin/true"), dir.path(), 1, false).unwrap();
+        assert!(!processes.reap(&[0]).unwrap());
+        processes.start(0).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while processes.ended(0).is_none() {
+            assert!(Instant::now() < deadline, "the child never ended");
+            std::thread::yield_now();
+        }
+        processes.kill(&[0]).unwrap();
+        assert!(!processes.reap(&[0]).unwrap());
+    }
+}
