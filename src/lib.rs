@@ -5,4 +5,9 @@
 //! `main → node → control → proxy → {telemetry, config}`, and only `node` and `control` may name
 //! `gogate_cluster`. ARCHITECTURE.md is the map; `tests/it/tidy.rs` holds the rules.
 
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod node;
+pub mod proxy;
+pub mod telemetry;

@@ -3,9 +3,24 @@
 //! Job: the whole public interface of the crate beside the state's own types. Invariants: every call is
 //! bounded by its deadline; what may have happened is `Unknown`, what cannot have happened is `NotDone`.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
-use crate::state::{Change, Command, Heartbeat, NodeId, Outcome, State};
+use tokio::sync::{broadcast, watch};
+
+use crate::{
+    bootstrap::{self, Door, Facts},
+    figures::Figures,
+    forward,
+    node::{Node, Report, Tasks, open_node},
+    raft::{self, Links, Replica},
+    state::{Change, ChangeKind, Command, Heartbeat, NodeId, Outcome, State},
+    status::{self, Member, MemberReport, Status},
+    storage::{DataDir, Owner, StorageError},
+};
 
 /// What a node needs to take part.
 #[derive(Debug)]
@@ -47,57 +62,10 @@ pub struct Timers {
     pub election_max: Duration,
     /// The supervisor's silence before it asks for votes, from. 400 ms.
     pub campaign_min: Duration,
-    /// The supervisor's silence before it asks for votes, to. 700 ms.
+    /// The supervisor's silence before it asks for votes, to. 600 ms.
     pub campaign_max: Duration,
-}
-
-/// Where a node stands, for people and for `/metrics`.
-#[derive(Debug, Clone, Default)]
-pub struct Status {
-    /// The cluster's uuid.
-    pub cluster_uuid: String,
-    /// This node.
-    pub node: NodeId,
-    /// Who leads, as far as this node knows.
-    pub leader: Option<NodeId>,
-    /// The current term.
-    pub term: u64,
-    /// The log index that the state has reached.
-    pub applied: u64,
-    /// The members as of the last membership entry.
-    pub members: Vec<Member>,
-}
-
-/// One member.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its id.
-    pub id: NodeId,
-    /// Its name.
-    pub name: String,
-    /// `host:port` of its gRPC service.
-    pub peer: String,
-    /// `host:port` of its admin API.
-    pub admin: String,
-    /// Whether it votes.
-    pub voter: bool,
-    /// Entries behind the leader; known on the leader only.
-    pub lag: Option<u64>,
-}
-
-/// What a member says of itself when asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemberReport {
-    /// Its build.
-    pub build: String,
-    /// The version of the document that it runs; 0: none.
-    pub config_version: u64,
-    /// Why it does not run the current one, if it cannot; empty otherwise.
-    pub config_error: String,
-    /// The log index that its state has reached.
-    pub applied: u64,
-    /// `leader`, `follower`, `candidate`, `learner`.
-    pub state: String,
+    /// Entries between two snapshots, and kept behind one. None: 50,000.
+    pub snapshot_entries: Option<u64>,
 }
 
 /// Why a node could not take part. Each message is one line that names the thing and what to do.
@@ -159,12 +127,46 @@ pub struct ReadError {
 /// This process's part in the group. Cheap to clone.
 #[derive(Clone)]
 pub struct Cluster {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node: Arc<Node>,
+    door: Arc<Door>,
+    stop: watch::Sender<bool>,
+    /// Taken by the first shutdown.
+    running: tokio::sync::Mutex<Option<Running>>,
+}
+
+/// What has to end before the data folder is free again.
+struct Running {
+    tasks: Tasks,
+    writer: std::thread::JoinHandle<()>,
 }
 
 /// Changes as they are applied here, from the moment of subscription.
 pub struct Changes {
-    inner: tokio::sync::broadcast::Receiver<Arc<[Change]>>,
+    inner: broadcast::Receiver<Arc<[Change]>>,
+    replica: Arc<Replica>,
+    stop: watch::Receiver<bool>,
+}
+
+/// How long the calls of peers may go on after the end was announced.
+const SERVER_GRACE: Duration = Duration::from_millis(500);
+
+// === impl Timers ===
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(75),
+            election_min: Duration::from_millis(300),
+            election_max: Duration::from_millis(400),
+            campaign_min: Duration::from_millis(400),
+            campaign_max: Duration::from_millis(600),
+            snapshot_entries: None,
+        }
+    }
 }
 
 // === impl Cluster ===
@@ -173,63 +175,178 @@ impl Cluster {
     /// Opens the store, serves the peers, forms the group or joins it. Returns once this node has its id and
     /// its last known state is readable; it does not wait for a leader.
     pub async fn start(config: ClusterConfig) -> Result<Self, StartError> {
-        todo!()
+        let ClusterConfig {
+            name,
+            data_dir,
+            cluster_name,
+            expect,
+            peers,
+            learner,
+            listener,
+            advertise,
+            admin,
+            ..
+        } = config;
+        let refused = |problem| StartError::Bootstrap { cluster: cluster_name.clone(), problem };
+        let links = Links::new(config.secret.as_deref()).map_err(refused)?;
+        let dir = open_dir(&data_dir, &cluster_name, &name, learner).await?;
+        let (log, snapshots) = (dir.log.clone(), dir.snapshots.clone());
+        let secret = config.secret;
+        let facts = Facts { name, cluster_name, expect, peers, learner, advertise, admin, secret };
+        let door = Arc::new(Door::new(facts.clone(), links.clone(), dir));
+
+        let (stop, stopping) = watch::channel(false);
+        let mut tasks = Tasks::new();
+        let served = door.clone();
+        let server_stop = stopping.clone();
+        tasks.spawn(async move {
+            if let Err(error) = raft::serve(listener, served, server_stop).await {
+                tracing::error!(error, "the peers are not served any more");
+            }
+        });
+        let started = async {
+            bootstrap::first_start(&door).await?;
+            open_node(&door, &facts, config.build, &config.timers, links, log, snapshots).await
+        };
+        let (parts, writer) = match started.await {
+            Ok(started) => started,
+            Err(error) => {
+                stop.send_replace(true);
+                door.close();
+                end(tasks).await;
+                return Err(error);
+            }
+        };
+        let node = parts.run(&door, learner, &mut tasks, &stopping);
+        door.open(node.clone());
+        let running = tokio::sync::Mutex::new(Some(Running { tasks, writer }));
+        Ok(Self { inner: Arc::new(Inner { node, door, stop, running }) })
     }
 
     /// This node's id.
     pub fn node_id(&self) -> NodeId {
-        todo!()
+        self.inner.node.id
     }
 
     /// Has `command` agreed on: acknowledged once it is on a majority's disks and applied by the leader. A
     /// follower passes it on once, inside `timeout`.
     pub async fn propose(&self, command: Command, timeout: Duration) -> Result<Outcome, ProposeError> {
-        todo!()
+        self.inner.node.proposer.propose(command, timeout).await
     }
 
     /// Returns once this node's state holds every write that was acknowledged before the call.
     pub async fn linearizable(&self, timeout: Duration) -> Result<(), ReadError> {
-        todo!()
+        let node = &self.inner.node;
+        let read = async {
+            let index = node.reader.index().await.map_err(|reason| ReadError { reason })?;
+            let mut applied = node.replica.applied();
+            match applied.wait_for(|applied| *applied >= index).await {
+                Ok(_) => Ok(()),
+                Err(_) => Err(ReadError { reason: "this node is stopping".to_owned() }),
+            }
+        };
+        tokio::time::timeout(timeout, read).await.unwrap_or_else(|_| {
+            let reason = match node.core.roles().leader() {
+                None => "no leader is known: too few nodes can reach each other".to_owned(),
+                Some(leader) => {
+                    format!("node {leader}, the leader, could not confirm in {} ms", timeout.as_millis())
+                }
+            };
+            Err(ReadError { reason })
+        })
     }
 
     /// Looks at what this node last knew. `look` runs under a lock: it must be short, and copy what it needs.
     pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
-        todo!()
+        self.inner.node.replica.read(look)
     }
 
     /// Every change that is applied here from now on. A subscriber that falls too far behind gets `Reset`.
     pub fn changes(&self) -> Changes {
-        todo!()
+        let replica = self.inner.node.replica.clone();
+        Changes { inner: replica.changes(), replica, stop: self.inner.stop.subscribe() }
     }
 
-    /// Passes on to the leader which instances were heard from; it puts them into its next tick.
+    /// Passes on to the leader which instances were heard from; it puts them into its next tick. `age_ms` is
+    /// how long ago each was heard. On an error the caller keeps them and passes them on again, older.
     pub async fn forward_heartbeats(&self, heartbeats: Vec<Heartbeat>) -> Result<(), ProposeError> {
-        todo!()
+        forward::heartbeats(&self.inner.node, heartbeats).await
     }
 
     /// Where this node stands.
     pub fn status(&self) -> Status {
-        todo!()
+        status::of(&self.inner.node, &self.inner.door.identity().cluster_uuid)
+    }
+
+    /// Figures for `/metrics`.
+    pub fn figures(&self) -> Figures {
+        status::figures(&self.inner.node)
     }
 
     /// Tells what this node answers when it is asked which document it runs.
     pub fn report(&self, config_version: u64, config_error: String) {
-        todo!()
+        let report = Report { config_version, config_error };
+        *self.inner.node.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
     }
 
     /// Asks every member, this one too, what it runs; `None` for those that do not answer in time.
     pub async fn member_reports(&self, timeout: Duration) -> Vec<(Member, Option<MemberReport>)> {
-        todo!()
+        status::of_members(&self.inner.node, timeout).await
     }
 
     /// Resolves when the consensus core has stopped by itself, with the reason: the process must end.
     pub async fn stopped(&self) -> String {
-        todo!()
+        self.inner.node.core.stopped().await
     }
 
     /// Stops taking part: the core, the gRPC service, the log writer; returns when the store is closed.
     pub async fn shutdown(&self) {
-        todo!()
+        let Some(Running { tasks, writer }) = self.inner.running.lock().await.take() else { return };
+        let dir = self.inner.door.close();
+        self.inner.stop.send_replace(true);
+        self.inner.node.core.shutdown().await;
+        self.inner.node.links.close();
+        end(tasks).await;
+        // The writer ends when the library's last task has let go of the log, which waits for one call at most.
+        let closed = tokio::task::spawn_blocking(move || {
+            if writer.join().is_err() {
+                tracing::error!("the log's writer panicked");
+            }
+            drop(dir);
+        });
+        if closed.await.is_err() {
+            tracing::error!("the data folder could not be closed");
+        }
+    }
+}
+
+async fn open_dir(path: &Path, cluster: &str, name: &str, learner: bool) -> Result<DataDir, StartError> {
+    let (owned, cluster, name) = (path.to_owned(), cluster.to_owned(), name.to_owned());
+    let opened = tokio::task::spawn_blocking(move || {
+        DataDir::open(&owned, Owner { cluster_name: &cluster, name: &name, learner })
+    });
+    match opened.await {
+        Ok(opened) => opened.map_err(StartError::from),
+        Err(error) => Err(StartError::DataDir { path: path.to_owned(), problem: error.to_string() }),
+    }
+}
+
+/// Gives the tasks a moment to end by themselves.
+async fn end(mut tasks: Tasks) {
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(SERVER_GRACE, ended).await;
+    tasks.shutdown().await;
+}
+
+// === impl StartError ===
+
+impl From<StorageError> for StartError {
+    fn from(error: StorageError) -> Self {
+        match error {
+            StorageError::Io { path, source } => Self::DataDir { path, problem: source.to_string() },
+            StorageError::Refused { path, problem } => Self::DataDir { path, problem },
+            StorageError::Damaged { path, problem } => Self::Damaged { path, problem },
+        }
     }
 }
 
@@ -238,6 +355,19 @@ impl Cluster {
 impl Changes {
     /// The next changes, all of one log entry; none: the cluster was shut down.
     pub async fn next(&mut self) -> Option<Arc<[Change]>> {
-        todo!()
+        let received = tokio::select! {
+            received = self.inner.recv() => received,
+            _ = self.stop.wait_for(|stop| *stop) => return None,
+        };
+        match received {
+            Ok(changes) => Some(changes),
+            Err(broadcast::error::RecvError::Closed) => None,
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                // Subscribe anew first: what is applied in between is then seen twice, not missed.
+                self.inner = self.replica.changes();
+                let index = self.replica.read(State::index);
+                Some([Change { index, kind: ChangeKind::Reset }].into())
+            }
+        }
     }
 }

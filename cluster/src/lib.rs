@@ -11,9 +11,19 @@
 pub mod state;
 pub mod storage;
 
+mod batch;
+mod bootstrap;
+mod election;
+mod figures;
+mod forward;
 mod handle;
+mod leader;
+mod members;
+mod node;
+mod raft;
+mod reads;
+mod status;
 
-pub use handle::{
-    Changes, Cluster, ClusterConfig, Member, MemberReport, ProposeError, ReadError, StartError, Status,
-    Timers,
-};
+pub use figures::{BUCKETS, DurationTotals, Figures};
+pub use handle::{Changes, Cluster, ClusterConfig, ProposeError, ReadError, StartError, Timers};
+pub use status::{Member, MemberReport, Status};

@@ -1,1 +1,16 @@
-fn main() {}
+//! gogate from outside, whole processes or one part with real listeners: one binary, a file per behaviour.
+
+// The helpers of tests may unwrap as tests do.
+#![allow(clippy::unwrap_used)]
+
+mod admin_api;
+mod bad_input;
+mod cli;
+mod config_apply;
+mod harness;
+mod proxy_http;
+mod proxy_lifecycle;
+mod proxy_upstream;
+mod three_nodes;
+mod tidy;
+mod upstream;

@@ -50,7 +50,8 @@ pub struct Heartbeat {
     pub id: Arc<str>,
     /// The life that was heard from; a beat of an earlier life renews nothing.
     pub epoch: u64,
-    /// How long before the tick it arrived, at most; so that it is not counted as later than it was.
+    /// How long before the tick it arrived, at least: rounded down. A beat that is taken for an earlier one
+    /// than it was would end the life early.
     pub age_ms: u64,
 }
 
@@ -159,8 +160,8 @@ pub enum Refusal {
         /// The newest there is; 0: none.
         newest: u64,
     },
-    /// An id that was used before.
-    #[error("node id {node} was used before")]
+    /// An id that was used before, or is none.
+    #[error("node id {node} cannot be given: it was used before, or is none")]
     UsedNode {
         /// Which id.
         node: NodeId,

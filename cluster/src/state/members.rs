@@ -38,8 +38,9 @@ impl Members {
         if let Some(known) = self.by_incarnation(incarnation) {
             return Ok(known);
         }
-        let id = id.unwrap_or_else(|| self.admitted.last_key_value().map_or(1, |(id, _)| id + 1));
-        if self.admitted.contains_key(&id) {
+        let last = self.admitted.last_key_value().map_or(0, |(id, _)| *id);
+        let id = id.unwrap_or_else(|| last.saturating_add(1));
+        if id == 0 || self.admitted.contains_key(&id) {
             return Err(Refusal::UsedNode { node: id });
         }
         self.admitted.insert(id, Admitted { name, incarnation });

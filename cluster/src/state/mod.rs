@@ -165,3 +165,156 @@ impl State {
         Some(deadline_ms.saturating_sub(self.clock.at(0)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn register(id: &str, ttl_ms: u64) -> Command {
+        Command::Register(Registration {
+            id: id.into(),
+            name: "api".into(),
+            address: "10.0.0.1:80".to_owned(),
+            ttl_ms,
+            weight: 1,
+            metadata: BTreeMap::new(),
+            tags: Vec::new(),
+        })
+    }
+
+    fn beat(id: &str, epoch: u64, age_ms: u64) -> Heartbeat {
+        Heartbeat { id: id.into(), epoch, age_ms }
+    }
+
+    fn put(content: &str, expected: Option<u64>) -> Command {
+        Command::PutDocument(NewDocument {
+            expected,
+            content: content.into(),
+            by: "a test".to_owned(),
+            at_ms: 0,
+        })
+    }
+
+    fn admit(incarnation: u64, id: Option<NodeId>) -> Command {
+        Command::AdmitNode(NewNode { name: format!("n{incarnation}"), incarnation, id })
+    }
+
+    /// A state that commands were applied to.
+    fn state(commands: impl IntoIterator<Item = Command>) -> State {
+        let mut state = State::default();
+        commands.into_iter().for_each(|command| {
+            state.apply(command, 0, &mut Vec::new());
+        });
+        state
+    }
+
+    /// Who expires at a tick.
+    fn tick(state: &mut State, elapsed_ms: u64, heartbeats: Vec<Heartbeat>) -> Vec<String> {
+        let mut changes = Vec::new();
+        state.apply(Command::Tick { elapsed_ms, heartbeats }, 0, &mut changes);
+        let expired = changes.into_iter().map(|change| match change.kind {
+            ChangeKind::Expired(instance) => instance.id.to_string(),
+            other => panic!("a tick made {other:?}"),
+        });
+        expired.collect()
+    }
+
+    #[test]
+    fn an_instance_expires_once_its_ttl_has_passed_and_not_before() {
+        let mut state = state([register("a", 1500), register("b", 1500), register("for-ever", 0)]);
+        assert_eq!(tick(&mut state, 1499, vec![]), [""; 0]);
+        assert_eq!(tick(&mut state, 1, vec![]), ["a", "b"]);
+        assert_eq!(tick(&mut state, 2000, vec![]), [""; 0]);
+        assert_eq!(state.registry().len(), 1);
+    }
+
+    #[test]
+    fn a_tick_moves_the_clock_by_two_periods_at_most() {
+        let mut state = state([register("a", ELAPSED_MS_MAX + 1)]);
+        assert_eq!(tick(&mut state, u64::MAX, vec![]), [""; 0]);
+        assert_eq!(tick(&mut state, 1, vec![]), ["a"]);
+    }
+
+    #[test]
+    fn a_life_is_counted_from_the_registration_and_not_from_the_tick() {
+        let mut state = State::default();
+        state.apply(register("a", 1000), 900, &mut Vec::new());
+        assert_eq!(tick(&mut state, 1899, vec![]), [""; 0]);
+        assert_eq!(tick(&mut state, 1, vec![]), ["a"]);
+    }
+
+    #[test]
+    fn a_heartbeat_is_counted_from_when_it_was_heard() {
+        let mut state = state([register("a", 1500)]);
+        assert_eq!(tick(&mut state, 1000, vec![beat("a", 1, 400)]), [""; 0]);
+        assert_eq!(state.expires_in_ms("a"), Some(1100));
+        assert_eq!(tick(&mut state, 0, vec![beat("a", 1, 900)]), [""; 0]);
+        assert_eq!(state.expires_in_ms("a"), Some(1100), "a beat never shortens a life");
+        assert_eq!(tick(&mut state, 1100, vec![beat("a", 1, 0)]), [""; 0], "a beat comes before the expiry");
+    }
+
+    #[test]
+    fn a_heartbeat_of_an_earlier_life_renews_nothing() {
+        let mut state = state([register("a", 1500), register("a", 1500)]);
+        assert_eq!(tick(&mut state, 1000, vec![beat("a", 1, 0), beat("unknown", 1, 0)]), [""; 0]);
+        assert_eq!(state.expires_in_ms("a"), Some(500));
+        assert_eq!(tick(&mut state, 500, vec![beat("a", 1, 0)]), ["a"]);
+    }
+
+    #[test]
+    fn the_same_id_again_replaces_the_instance() {
+        let mut state = state([register("a", 1500)]);
+        let Command::Register(registration) = register("a", 0) else { unreachable!() };
+        let moved = Registration { name: "web".into(), ..registration };
+        let outcome = state.apply(Command::Register(moved), 0, &mut Vec::new());
+        let Outcome::Registered { instance, created: false, expires_in_ms: None } = outcome else {
+            panic!("{outcome:?}")
+        };
+        assert_eq!((&*instance.name, instance.epoch), ("web", 2));
+        assert_eq!(state.registry().of_service("api").count(), 0);
+        assert_eq!(state.registry().of_service("web").count(), 1);
+        assert_eq!(tick(&mut state, 2000, vec![]), [""; 0], "the old life's end is forgotten");
+    }
+
+    #[test]
+    fn the_newest_64_versions_are_kept() {
+        let mut state = state((1..=70).map(|version| put(&format!("document {version}"), None)));
+        let versions: Vec<_> = state.documents().iter().map(|document| document.version).collect();
+        assert_eq!(versions, (7..=70).collect::<Vec<_>>());
+        let rollback = |to| Command::RollbackDocument { to, expected: None, by: String::new(), at_ms: 0 };
+        let refused = Refusal::UnknownVersion { version: 6, oldest: 7, newest: 70 };
+        assert_eq!(state.apply(rollback(6), 0, &mut Vec::new()), Outcome::Refused(refused));
+        let outcome = state.apply(rollback(7), 0, &mut Vec::new());
+        assert_eq!(outcome, Outcome::Documented { version: 71, changed: true });
+        assert_eq!(&*state.documents().current().unwrap().content, "document 7");
+    }
+
+    #[test]
+    fn a_document_is_compared_with_the_version_its_author_knew() {
+        let mut state = state([put("one", Some(0)), put("two", Some(1))]);
+        let refused = |expected| Outcome::Refused(Refusal::StaleDocument { current: 2, expected });
+        assert_eq!(state.apply(put("three", Some(1)), 0, &mut Vec::new()), refused(1));
+        assert_eq!(state.apply(put("two", Some(0)), 0, &mut Vec::new()), refused(0));
+        let unchanged = Outcome::Documented { version: 2, changed: false };
+        let mut changes = Vec::new();
+        assert_eq!(state.apply(put("two", Some(2)), 0, &mut changes), unchanged);
+        assert_eq!(changes, []);
+        let changed = Outcome::Documented { version: 3, changed: true };
+        assert_eq!(state.apply(put("three", Some(2)), 0, &mut Vec::new()), changed);
+    }
+
+    #[test]
+    fn a_node_id_is_given_once() {
+        let mut state = state([admit(10, Some(1)), admit(20, Some(3))]);
+        let mut admit = |incarnation, id| state.apply(admit(incarnation, id), 0, &mut Vec::new());
+        assert_eq!(admit(10, None), Outcome::Admitted { node: 1 }, "the same incarnation keeps its id");
+        assert_eq!(admit(30, None), Outcome::Admitted { node: 4 });
+        for node in [0, 1, 3, 4] {
+            assert_eq!(admit(40, Some(node)), Outcome::Refused(Refusal::UsedNode { node }));
+        }
+        assert_eq!(admit(50, Some(NodeId::MAX)), Outcome::Admitted { node: NodeId::MAX });
+        assert_eq!(admit(60, None), Outcome::Refused(Refusal::UsedNode { node: NodeId::MAX }));
+    }
+}

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::command::{Heartbeat, Registration};
 
@@ -34,8 +34,9 @@ pub struct Instance {
     pub epoch: u64,
 }
 
-/// All instances, by id, by service and by deadline.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// All instances, by id, by service and by deadline. Serialised as the instances alone: the rest follows.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(from = "Vec<Life>")]
 pub struct Registry {
     instances: BTreeMap<Arc<str>, Life>,
     services: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
@@ -98,23 +99,20 @@ impl Registry {
     ) -> (Option<Arc<Instance>>, Arc<Instance>) {
         let was = self.remove(&registration.id);
         let Registration { id, name, address, ttl_ms, weight, metadata, tags } = registration;
-        let instance = Arc::new(Instance {
-            id: id.clone(),
-            name: name.clone(),
-            address,
-            ttl_ms,
-            weight,
-            metadata,
-            tags,
-            epoch: index,
-        });
+        let instance = Arc::new(Instance { id, name, address, ttl_ms, weight, metadata, tags, epoch: index });
         let deadline_ms = (ttl_ms > 0).then(|| now_ms.saturating_add(ttl_ms));
-        if let Some(deadline_ms) = deadline_ms {
+        self.insert(Life { instance: instance.clone(), deadline_ms });
+        (was, instance)
+    }
+
+    /// Adds a life whose id is not there.
+    fn insert(&mut self, life: Life) {
+        let Instance { id, name, .. } = &*life.instance;
+        if let Some(deadline_ms) = life.deadline_ms {
             self.deadlines.insert((deadline_ms, id.clone()));
         }
-        self.services.entry(name).or_default().insert(id.clone());
-        self.instances.insert(id, Life { instance: instance.clone(), deadline_ms });
-        (was, instance)
+        self.services.entry(name.clone()).or_default().insert(id.clone());
+        self.instances.insert(id.clone(), life);
     }
 
     pub(super) fn remove(&mut self, id: &str) -> Option<Arc<Instance>> {
@@ -154,5 +152,19 @@ impl Registry {
             expired.extend(self.remove(&id));
         }
         expired
+    }
+}
+
+impl Serialize for Registry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.instances.values())
+    }
+}
+
+impl From<Vec<Life>> for Registry {
+    fn from(lives: Vec<Life>) -> Self {
+        let mut registry = Self::default();
+        lives.into_iter().for_each(|life| registry.insert(life));
+        registry
     }
 }

@@ -6,13 +6,25 @@
 //! and in which order, `codec` alone turns types into bytes.
 
 pub mod codec;
+mod data_dir;
+mod folder;
+mod frame;
+mod guard;
+mod identity;
 mod memory;
+mod sled;
+mod snapshot;
 
 use std::{ops::Range, path::PathBuf};
 
 use bytes::Bytes;
 
+pub use data_dir::{DataDir, Owner};
+pub use identity::Identity;
 pub use memory::MemoryLog;
+pub use snapshot::{Snapshot, Snapshots};
+
+pub use self::sled::SledLog;
 
 /// What goes wrong with a disk.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +45,14 @@ pub enum StorageError {
         /// What was found.
         problem: String,
     },
+    /// It is somebody else's.
+    #[error("{path}: {problem}")]
+    Refused {
+        /// Which folder.
+        path: PathBuf,
+        /// Whose it is, and what to do.
+        problem: String,
+    },
 }
 
 /// The small values that are kept beside the log.
@@ -44,6 +64,13 @@ pub enum Meta {
     Committed,
     /// The last log id that was purged.
     Purged,
+}
+
+// === impl Meta ===
+
+impl Meta {
+    /// Each of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Vote, Self::Committed, Self::Purged];
 }
 
 /// A log of records numbered without gaps, with a few small values beside it.

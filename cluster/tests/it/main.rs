@@ -1,1 +1,11 @@
-fn main() {}
+//! The cluster crate from outside.
+#![allow(clippy::unwrap_used, reason = "a test ends where it finds something else than it expects")]
+
+mod expiry;
+mod first_start;
+mod harness;
+mod log_recovery;
+mod one_node;
+mod snapshots;
+mod state_properties;
+mod three_nodes;

@@ -1,0 +1,515 @@
+//! Group commit: many commands in one log entry, one barrier for all of them.
+//!
+//! Job: commands gather in a queue; while a batch or two are on their way, the next one fills. On the leader a
+//! batch becomes a log entry, on a follower one call to the leader (`forward`). Nobody waits for a timer: a
+//! lone command leaves at once.
+//!
+//! Invariants:
+//! - Entries reach the log in the order in which they were stamped, so the time since the last tick that an
+//!   entry carries agrees with the ticks before it.
+//! - A command is answered `NotDone` only if it is certain that no log has it, and `Unknown` otherwise; only
+//!   what is certainly not done is tried again, within its deadline (a fail-over looks like a slow write).
+//! - What another node passed on is never passed on again.
+//! - Every answer comes by its deadline: an isolated leader keeps entries for ever, its callers do not wait.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+};
+
+use crate::{
+    figures::Durations,
+    forward::{self, Forwarded},
+    handle::ProposeError,
+    raft::{Core, Link, Links, Roles, SubmitError},
+    state::{Command, NodeId, Outcome},
+    storage::codec::{self, Batch},
+};
+
+/// Submissions that wait for the batcher; when it is full the caller is told `NotDone` at once.
+const QUEUE: usize = 8192;
+
+/// Submissions that the batcher itself holds while it cannot send them; then the queue fills.
+const PENDING_MAX: usize = 8192;
+
+/// Commands of one entry. What another node gathered is not split, so an entry may hold up to twice as many.
+pub(crate) const BATCH_COMMANDS_MAX: usize = 512;
+
+/// Bytes of one entry, unless a single command is larger.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// One command: it must reach a follower within a heartbeat.
+const COMMAND_BYTES_MAX: usize = 4 << 20;
+
+/// Batches on their way to the log at once. The core writes one entry after the other: with two, one is
+/// replicated while the next one is written.
+const FLIGHTS_LOCAL: usize = 2;
+
+/// Batches on their way to the leader at once.
+const FLIGHTS_REMOTE: usize = 3;
+
+/// How often what waits is looked through for deadlines.
+const SWEEP_PERIOD: Duration = Duration::from_millis(20);
+
+/// What still waits this long before its deadline is told `NotDone` while that is certain.
+const GIVE_UP_BEFORE: Duration = Duration::from_millis(30);
+
+/// Between two attempts to reach a leader that cannot be reached.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+
+const NOT_LEADER: &str = "this node is not the leader";
+
+/// The way into the batcher. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Proposer {
+    queue: mpsc::Sender<Submission>,
+}
+
+/// Commands that are answered together.
+struct Submission {
+    commands: Vec<Command>,
+    bytes: usize,
+    origin: Origin,
+    deadline: Instant,
+    give_up: Instant,
+    answer: oneshot::Sender<Answer>,
+}
+
+type Answer = Result<Vec<Outcome>, ProposeError>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// A caller on this node.
+    Here,
+    /// Another node passed it on, or it makes sense on the leader only.
+    LeaderOnly,
+}
+
+/// The task that owns the queue. It ends when `stop` turns true or all [`Proposer`]s are gone.
+pub(crate) struct Batcher {
+    core: Core,
+    id: NodeId,
+    roles: Roles,
+    links: Links,
+    commit: Arc<Durations>,
+    queue: mpsc::Receiver<Submission>,
+    pending: VecDeque<Submission>,
+    /// Each returns what has to be tried again.
+    flights: JoinSet<Vec<Submission>>,
+    clock: TickClock,
+    swept: Instant,
+}
+
+/// Where a batch goes now.
+enum Route {
+    Log { term: u64 },
+    Leader(Box<Link>),
+}
+
+/// The leader's time since its last tick; a new term begins a new count.
+#[derive(Debug, Default)]
+struct TickClock {
+    term: u64,
+    ticked: Option<Instant>,
+}
+
+// === impl Proposer ===
+
+impl Proposer {
+    /// Has one command agreed on, wherever the leader is.
+    pub(crate) async fn propose(&self, command: Command, timeout: Duration) -> Result<Outcome, ProposeError> {
+        let mut outcomes = self.submit(vec![command], Origin::Here, timeout).await?;
+        outcomes.pop().ok_or_else(|| unknown(timeout))
+    }
+
+    /// Has commands agreed on if this node leads.
+    pub(crate) async fn propose_as_leader(
+        &self,
+        commands: Vec<Command>,
+        timeout: Duration,
+    ) -> Result<Vec<Outcome>, ProposeError> {
+        self.submit(commands, Origin::LeaderOnly, timeout).await
+    }
+
+    async fn submit(&self, commands: Vec<Command>, origin: Origin, timeout: Duration) -> Answer {
+        let bytes = commands.iter().map(weight).sum();
+        if bytes > COMMAND_BYTES_MAX.max(2 * BATCH_BYTES_MAX) {
+            return Err(not_done(format!(
+                "{bytes} bytes are more than the {COMMAND_BYTES_MAX} of one write"
+            )));
+        }
+        let now = Instant::now();
+        let deadline = now + timeout;
+        let give_up = deadline - GIVE_UP_BEFORE.min(timeout / 4);
+        let (answer, answered) = oneshot::channel();
+        let submission = Submission { commands, bytes, origin, deadline, give_up, answer };
+        self.queue.try_send(submission).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                not_done("too many writes are waiting on this node".to_owned())
+            }
+            mpsc::error::TrySendError::Closed(_) => not_done("this node is stopping".to_owned()),
+        })?;
+        match tokio::time::timeout_at(deadline.into(), answered).await {
+            Ok(Ok(answer)) => answer,
+            // The batcher is gone, or busy: it may have handed the command over.
+            Ok(Err(_)) | Err(_) => Err(unknown(now.elapsed())),
+        }
+    }
+}
+
+/// About how many bytes a command takes in the log.
+fn weight(command: &Command) -> usize {
+    const FIXED: usize = 64;
+    FIXED
+        + match command {
+            Command::Tick { heartbeats, .. } => heartbeats.iter().map(|beat| beat.id.len() + 16).sum(),
+            Command::Register(registration) => {
+                let metadata: usize =
+                    registration.metadata.iter().map(|(key, value)| key.len() + value.len() + 4).sum();
+                let tags: usize = registration.tags.iter().map(|tag| tag.len() + 2).sum();
+                registration.id.len() + registration.name.len() + registration.address.len() + metadata + tags
+            }
+            Command::Deregister { id } => id.len(),
+            Command::PutDocument(document) => document.content.len() + document.by.len(),
+            Command::RollbackDocument { by, .. } => by.len(),
+            Command::AdmitNode(node) => node.name.len(),
+        }
+}
+
+fn not_done(reason: String) -> ProposeError {
+    ProposeError::NotDone { reason }
+}
+
+fn unknown(waited: Duration) -> ProposeError {
+    ProposeError::Unknown { waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX) }
+}
+
+// === impl Submission ===
+
+impl Submission {
+    fn answer(self, answer: Answer) {
+        // The caller may have gone away.
+        let _ = self.answer.send(answer);
+    }
+}
+
+// === impl Batcher ===
+
+impl Batcher {
+    pub(crate) fn new(core: Core, id: NodeId, links: Links, commit: Arc<Durations>) -> (Proposer, Self) {
+        let (sender, queue) = mpsc::channel(QUEUE);
+        let batcher = Self {
+            roles: core.roles(),
+            core,
+            id,
+            links,
+            commit,
+            queue,
+            pending: VecDeque::new(),
+            flights: JoinSet::new(),
+            clock: TickClock::default(),
+            swept: Instant::now(),
+        };
+        (Proposer { queue: sender }, batcher)
+    }
+
+    pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
+        let mut core_runs = true;
+        loop {
+            self.sweep();
+            self.launch().await;
+            tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return,
+                submission = self.queue.recv(), if self.pending.len() < PENDING_MAX => match submission {
+                    None => return,
+                    Some(submission) => {
+                        self.accept(submission);
+                        while self.pending.len() < PENDING_MAX && let Ok(submission) = self.queue.try_recv() {
+                            self.accept(submission);
+                        }
+                    }
+                },
+                Some(again) = self.flights.join_next() => {
+                    for submission in again.unwrap_or_default().into_iter().rev() {
+                        self.pending.push_front(submission);
+                    }
+                }
+                changed = self.roles.changed(), if core_runs => core_runs = changed,
+                () = tokio::time::sleep(SWEEP_PERIOD), if !self.pending.is_empty() => {}
+            }
+        }
+    }
+
+    /// A tick goes first: its batch is stamped with the time after it.
+    fn accept(&mut self, submission: Submission) {
+        match submission.commands.first() {
+            Some(Command::Tick { .. }) => self.pending.push_front(submission),
+            _ => self.pending.push_back(submission),
+        }
+    }
+
+    /// Tells those whose time is up that nothing was written.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        if now < self.swept + SWEEP_PERIOD {
+            return;
+        }
+        self.swept = now;
+        let leading = self.roles.leading().is_some();
+        let mut kept = VecDeque::with_capacity(self.pending.len());
+        for submission in self.pending.drain(..) {
+            if submission.answer.is_closed() {
+                continue;
+            }
+            if submission.origin == Origin::LeaderOnly && !leading {
+                submission.answer(Err(not_done(NOT_LEADER.to_owned())));
+            } else if submission.give_up <= now {
+                let reason = match self.roles.leader() {
+                    None => "no leader is known: too few nodes can reach each other",
+                    Some(_) => "the leader could not be reached in time",
+                };
+                submission.answer(Err(not_done(reason.to_owned())));
+            } else {
+                kept.push_back(submission);
+            }
+        }
+        self.pending = kept;
+    }
+
+    /// Sends as many batches as may be on their way.
+    async fn launch(&mut self) {
+        while !self.pending.is_empty() {
+            match self.route() {
+                Some(Route::Log { term }) if self.flights.len() < FLIGHTS_LOCAL => {
+                    self.send_to_log(term).await;
+                }
+                Some(Route::Leader(link)) if self.flights.len() < FLIGHTS_REMOTE => self.send_to_leader(link),
+                _ => return,
+            }
+        }
+    }
+
+    fn route(&self) -> Option<Route> {
+        if let Some(term) = self.roles.leading() {
+            return Some(Route::Log { term });
+        }
+        let leader = self.roles.leader().filter(|leader| *leader != self.id)?;
+        let membership = self.roles.membership();
+        let link = self.links.member(leader, membership.nodes.get(&leader)?);
+        Some(Route::Leader(Box::new(link)))
+    }
+
+    /// The next batch: the commands, and who waits for how many of them.
+    fn take(&mut self, to_log: bool) -> Flight {
+        let mut flight = Flight { commands: Vec::new(), waiting: Vec::new() };
+        let mut bytes = 0;
+        while let Some(mut next) = self.pending.pop_front() {
+            let fits = flight.commands.len() + next.commands.len() <= BATCH_COMMANDS_MAX
+                && bytes + next.bytes <= BATCH_BYTES_MAX;
+            if !fits && !flight.commands.is_empty() {
+                self.pending.push_front(next);
+                break;
+            }
+            if next.origin == Origin::LeaderOnly && !to_log {
+                next.answer(Err(not_done(NOT_LEADER.to_owned())));
+                continue;
+            }
+            bytes += next.bytes;
+            let count = next.commands.len();
+            flight.commands.append(&mut next.commands);
+            flight.waiting.push(Waiting { count, submission: next });
+        }
+        flight
+    }
+
+    async fn send_to_log(&mut self, term: u64) {
+        let mut flight = self.take(true);
+        let begun = Instant::now();
+        let since_tick_ms = self.clock.stamp(term, &mut flight.commands, begun);
+        let batch = Batch { since_tick_ms, commands: std::mem::take(&mut flight.commands) };
+        let encoded = codec::encode(&batch);
+        flight.commands = batch.commands;
+        let answer = self.core.submit(encoded).await;
+        let commit = self.commit.clone();
+        self.flights.spawn(async move {
+            let latest = flight.latest_deadline();
+            match tokio::time::timeout_at(latest.into(), answer).await {
+                Ok(Ok(outcomes)) => {
+                    commit.record(begun.elapsed());
+                    flight.done(outcomes);
+                    Vec::new()
+                }
+                Ok(Err(SubmitError::NotLeader)) => flight.again(),
+                Ok(Err(SubmitError::Unknown)) | Err(_) => {
+                    flight.unknown(begun.elapsed());
+                    Vec::new()
+                }
+            }
+        });
+    }
+
+    fn send_to_leader(&mut self, link: Box<Link>) {
+        let flight = self.take(false);
+        if flight.commands.is_empty() {
+            return;
+        }
+        let roles = self.roles.clone();
+        self.flights.spawn(async move {
+            let begun = Instant::now();
+            match forward::to_leader(&link, roles, &flight.commands, flight.latest_deadline()).await {
+                Forwarded::Outcomes(outcomes) => {
+                    flight.done(outcomes);
+                    Vec::new()
+                }
+                Forwarded::NotDone => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                    flight.again()
+                }
+                Forwarded::Refused(reason) => {
+                    flight.refused(&reason);
+                    Vec::new()
+                }
+                Forwarded::Unknown => {
+                    flight.unknown(begun.elapsed());
+                    Vec::new()
+                }
+            }
+        });
+    }
+}
+
+/// A batch on its way.
+struct Flight {
+    commands: Vec<Command>,
+    waiting: Vec<Waiting>,
+}
+
+/// Who waits for the next `count` commands of a flight.
+struct Waiting {
+    count: usize,
+    /// Everything of the submission but its commands.
+    submission: Submission,
+}
+
+// === impl Flight ===
+
+impl Flight {
+    fn latest_deadline(&self) -> Instant {
+        self.waiting.iter().map(|waiting| waiting.submission.deadline).max().unwrap_or_else(Instant::now)
+    }
+
+    fn done(self, outcomes: Vec<Outcome>) {
+        let complete = outcomes.len() == self.commands.len();
+        let mut outcomes = outcomes.into_iter();
+        for Waiting { count, submission } in self.waiting {
+            let own: Vec<_> = outcomes.by_ref().take(count).collect();
+            // A leader that answers for fewer commands than it was given: what became of these is unknown.
+            submission.answer(if complete { Ok(own) } else { Err(unknown(Duration::ZERO)) });
+        }
+    }
+
+    /// None of it was written: what may be tried again.
+    fn again(self) -> Vec<Submission> {
+        let mut commands = self.commands.into_iter();
+        let mut again = Vec::with_capacity(self.waiting.len());
+        for Waiting { count, mut submission } in self.waiting {
+            submission.commands = commands.by_ref().take(count).collect();
+            again.push(submission);
+        }
+        again
+    }
+
+    fn unknown(self, waited: Duration) {
+        for Waiting { submission, .. } in self.waiting {
+            submission.answer(Err(unknown(waited)));
+        }
+    }
+
+    fn refused(self, reason: &str) {
+        for Waiting { submission, .. } in self.waiting {
+            submission.answer(Err(not_done(reason.to_owned())));
+        }
+    }
+}
+
+// === impl TickClock ===
+
+impl TickClock {
+    /// The time since the last tick, for a batch of `term`; a tick at its front is filled in and starts anew.
+    fn stamp(&mut self, term: u64, commands: &mut [Command], now: Instant) -> u64 {
+        if self.term != term {
+            *self = Self { term, ticked: None };
+        }
+        let since = self.ticked.map_or(Duration::ZERO, |ticked| now - ticked);
+        let since_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        match commands.first_mut() {
+            Some(Command::Tick { elapsed_ms, .. }) => {
+                *elapsed_ms = since_ms;
+                // Only whole milliseconds were told: the rest counts for the next tick.
+                self.ticked =
+                    Some(self.ticked.map_or(now, |ticked| ticked + Duration::from_millis(since_ms)));
+                0
+            }
+            _ => since_ms,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tick() -> Command {
+        Command::Tick { elapsed_ms: 77, heartbeats: Vec::new() }
+    }
+
+    fn elapsed(commands: &[Command]) -> Option<u64> {
+        match commands.first() {
+            Some(Command::Tick { elapsed_ms, .. }) => Some(*elapsed_ms),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_first_tick_of_a_term_carries_no_time() {
+        let mut clock = TickClock::default();
+        let start = Instant::now();
+        let mut commands = [tick()];
+        assert_eq!(clock.stamp(3, &mut commands, start), 0);
+        assert_eq!(elapsed(&commands), Some(0));
+        let later = start + Duration::from_micros(1_000_900);
+        assert_eq!(clock.stamp(3, &mut commands, later), 0);
+        assert_eq!(elapsed(&commands), Some(1000));
+        clock.stamp(4, &mut commands, later + Duration::from_secs(9));
+        assert_eq!(elapsed(&commands), Some(0));
+    }
+
+    #[test]
+    fn parts_of_a_millisecond_are_not_lost() {
+        let mut clock = TickClock::default();
+        let start = Instant::now();
+        let mut commands = [tick()];
+        clock.stamp(1, &mut commands, start);
+        let mut told = 0;
+        for step in 1..=10u32 {
+            clock.stamp(1, &mut commands, start + Duration::from_micros(1500) * step);
+            told += elapsed(&commands).expect("it is a tick");
+        }
+        assert_eq!(told, 15);
+    }
+
+    #[test]
+    fn other_commands_are_stamped_with_the_time_since_the_tick() {
+        let mut clock = TickClock::default();
+        let start = Instant::now();
+        clock.stamp(1, &mut [tick()], start);
+        let mut commands = [Command::Deregister { id: "a".into() }];
+        assert_eq!(clock.stamp(1, &mut commands, start + Duration::from_millis(420)), 420);
+    }
+}

@@ -1,0 +1,561 @@
+//! The first start: how a node gets its identity, and why there is never a second cluster.
+//!
+//! Job: [`Door`] is who this node is, for the peers' server, from before it is anybody; [`first_start`] finds
+//! out who it is to be; [`complete_forming`] lets the founders begin. Neighbours: `members` lets later nodes
+//! in, `storage::identity` keeps the answer.
+//!
+//! # How it goes
+//!
+//! Every node asks every configured peer who it is (`Identify`).
+//!
+//! - A peer that is a member of a running cluster: this node joins it (`Join`), it never forms one.
+//! - All `expect` nodes answer, know the secret, and nothing was ever agreed with any of them (*pristine*: no
+//!   vote, no log): the one with the lowest advertised address, and no other, founds. It (1) makes the
+//!   cluster's uuid, and the ids 1..n in the order of the addresses, and keeps both on its disk with the list
+//!   of founders; (2) asks each other founder to keep the same (`Adopt`); (3) when every one of them has said
+//!   that it did, and only then, writes the first membership (`initialize`), which begins the first election.
+//!
+//! # Why there is one cluster
+//!
+//! Two clusters would need two first memberships. One is written only by a designated founder, after all other
+//! founders have kept its uuid. Nodes with the same list of peers designate the same one. If lists differ, the
+//! two designated nodes need an `Adopt` from at least one node in common; that node keeps one uuid at a time,
+//! checks that the list it is shown names it and is as long as it expects, and refuses every Raft call of
+//! another uuid. Once it has voted or has a log it is not pristine and never adopts again.
+//!
+//! # What a crash leaves
+//!
+//! - Of the founder before (1): nothing, all are fresh.
+//! - Of the founder between (1) and (3): it starts with an identity, a list of founders and a pristine log, and
+//!   goes on at (2); `Adopt` with the same uuid is answered with yes again.
+//! - Of the founder between (1) and (3) with the loss of its disk: it comes back fresh; the others are adopted,
+//!   but pristine, so they count as fresh: it founds anew, and they adopt the new uuid. They may do so only
+//!   because nothing can have been agreed: a first membership needs the votes of a majority, and a vote would
+//!   have made them not pristine.
+//! - Of another founder before or after (2): the founder asks until it answers. If it lost its disk after
+//!   `Adopt` and before (3), its incarnation is another one: the founder asks who is there (`Identify`) and
+//!   replaces it in its list before it asks again, which is possible while nothing is initialised.
+//! - Of another founder with the loss of its disk after (3): it comes back fresh and finds members: it joins,
+//!   under a new id (`members`).
+//! - Of the founder with the loss of its disk after a vote was given and before any log was sent: those who
+//!   voted are not pristine and have no log. The founder finds members and waits for a leader that cannot be;
+//!   it says so. Nothing was ever acknowledged: wiping the other founders' data folders begins anew. This is
+//!   the one case that a person has to solve, and it needs a disk lost in the first second of a cluster.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+use gogate_proto::v1;
+use tokio::sync::watch;
+use tonic::{Code, Status};
+
+use crate::{
+    handle::StartError,
+    node::Node,
+    raft::Links,
+    state::NodeId,
+    storage::{DataDir, Identity, codec::NodeRecord},
+};
+
+/// Between two rounds of questions to the peers.
+const ROUND_PAUSE: Duration = Duration::from_millis(100);
+
+/// One question.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// `Join` includes agreement on a new id and a new membership.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a start that waits says for what.
+const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
+
+/// What is configured of this node and its group.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    pub(crate) name: String,
+    pub(crate) cluster_name: String,
+    pub(crate) expect: usize,
+    pub(crate) peers: Vec<String>,
+    pub(crate) learner: bool,
+    pub(crate) advertise: String,
+    pub(crate) admin: String,
+    pub(crate) secret: Option<String>,
+}
+
+/// Who this node is, for its peers.
+pub(crate) struct Door {
+    facts: Facts,
+    links: Links,
+    /// None once the node has stopped.
+    dir: Mutex<Option<DataDir>>,
+    whoami: RwLock<Arc<Whoami>>,
+    node: RwLock<Option<Arc<Node>>>,
+    /// Counts changes of the identity.
+    changes: watch::Sender<u64>,
+}
+
+/// What the calls of peers are checked against.
+#[derive(Debug)]
+pub(crate) struct Whoami {
+    /// Empty: not part of a cluster yet.
+    pub(crate) cluster_uuid: String,
+    /// 0: none yet.
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: u64,
+}
+
+// === impl Door ===
+
+impl Door {
+    pub(crate) fn new(facts: Facts, links: Links, dir: DataDir) -> Self {
+        let whoami = RwLock::new(Arc::new(Whoami::of(&dir.identity)));
+        if let Some(uuid) = &dir.identity.cluster_uuid {
+            links.set_cluster(uuid);
+        }
+        let (changes, _) = watch::channel(0);
+        Self { facts, links, dir: Mutex::new(Some(dir)), whoami, node: RwLock::default(), changes }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.facts.name
+    }
+
+    pub(crate) fn secret(&self) -> Option<&str> {
+        self.facts.secret.as_deref()
+    }
+
+    pub(crate) fn identity(&self) -> Arc<Whoami> {
+        self.whoami.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The node, once it runs and until it stops.
+    pub(crate) fn node(&self) -> Option<Arc<Node>> {
+        self.node.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn open(&self, node: Arc<Node>) {
+        *self.node.write().unwrap_or_else(PoisonError::into_inner) = Some(node);
+    }
+
+    /// Lets nobody in any more, and gives the data folder back.
+    pub(crate) fn close(&self) -> Option<DataDir> {
+        *self.node.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.dir.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// What lies on the disk.
+    pub(crate) fn kept(&self) -> Option<Identity> {
+        self.dir.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|dir| dir.identity.clone())
+    }
+
+    /// Keeps what `change` makes of the identity; returns when it is on the disk.
+    fn keep<E: From<String>>(&self, change: impl FnOnce(&mut Identity) -> Result<(), E>) -> Result<(), E> {
+        let mut dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(dir) = dir.as_mut() else { return Err("this node has stopped".to_owned().into()) };
+        let mut identity = dir.identity.clone();
+        change(&mut identity)?;
+        if identity == dir.identity {
+            return Ok(());
+        }
+        dir.save_identity(identity).map_err(|error| error.to_string())?;
+        if let Some(uuid) = &dir.identity.cluster_uuid {
+            self.links.set_cluster(uuid);
+        }
+        let whoami = Arc::new(Whoami::of(&dir.identity));
+        *self.whoami.write().unwrap_or_else(PoisonError::into_inner) = whoami;
+        self.changes.send_modify(|changes| *changes += 1);
+        Ok(())
+    }
+
+    /// This node as the others know it.
+    fn record(&self) -> NodeRecord {
+        NodeRecord {
+            name: self.facts.name.clone(),
+            peer: self.facts.advertise.clone(),
+            admin: self.facts.admin.clone(),
+            incarnation: self.identity().incarnation,
+        }
+    }
+
+    /// What this node answers when it is asked who it is.
+    pub(crate) async fn identify(&self) -> v1::IdentifyReply {
+        let pristine = match self.node() {
+            None => true,
+            Some(node) => node.core.is_pristine().await,
+        };
+        let whoami = self.identity();
+        v1::IdentifyReply {
+            name: self.facts.name.clone(),
+            cluster_name: self.facts.cluster_name.clone(),
+            peer: self.facts.advertise.clone(),
+            admin: self.facts.admin.clone(),
+            incarnation: whoami.incarnation,
+            cluster_uuid: whoami.cluster_uuid.clone(),
+            node: whoami.node,
+            pristine,
+            role: role(self.facts.learner).to_owned(),
+        }
+    }
+
+    /// Keeps what the founder made, or says why not.
+    pub(crate) async fn adopt(&self, request: v1::AdoptRequest) -> Result<(), String> {
+        let pristine = match self.node() {
+            None => true,
+            Some(node) => node.core.is_pristine().await,
+        };
+        let name = &self.facts.name;
+        if request.cluster_name != self.facts.cluster_name {
+            return Err(format!(
+                "node `{name}` is of cluster `{}`, not of `{}`",
+                self.facts.cluster_name, request.cluster_name
+            ));
+        }
+        let founders: Vec<_> = request.founders.into_iter().map(founder).collect();
+        let in_order = founders.iter().zip(1..).all(|((id, _), expected)| *id == expected)
+            && founders.windows(2).all(|pair| pair[0].1.peer < pair[1].1.peer);
+        if founders.len() != self.facts.expect || !in_order {
+            return Err(format!(
+                "node `{name}` expects {} founders, not {}: give all nodes the same `cluster.expect` and `cluster.peers`",
+                self.facts.expect,
+                founders.len()
+            ));
+        }
+        self.keep(|identity| {
+            let own = founders.iter().find(|(_, record)| record.incarnation == identity.incarnation);
+            let Some((id, _)) = own else {
+                return Err(format!(
+                    "node `{name}` is not who the founder thinks: its data folder is another one"
+                ));
+            };
+            let same_id = identity.node.is_none_or(|known| known == *id);
+            let same_uuid = identity.cluster_uuid.as_ref().is_none_or(|uuid| *uuid == request.cluster_uuid);
+            if !same_id || !(same_uuid || pristine) {
+                return Err(format!("node `{name}` is part of a cluster already"));
+            }
+            identity.node = Some(*id);
+            identity.cluster_uuid = Some(request.cluster_uuid.clone());
+            identity.founders.clone_from(&founders);
+            Ok(())
+        })
+    }
+
+    /// One of the configured peers, by chance.
+    pub(crate) fn some_peer(&self) -> Option<String> {
+        let others: Vec<_> = self.facts.peers.iter().filter(|peer| **peer != self.facts.advertise).collect();
+        others.get(rand::random_range(0..others.len().max(1))).map(|peer| (*peer).clone())
+    }
+
+    fn error(&self, problem: String) -> StartError {
+        StartError::Bootstrap { cluster: self.facts.cluster_name.clone(), problem }
+    }
+}
+
+fn role(learner: bool) -> &'static str {
+    if learner { "learner" } else { "voter" }
+}
+
+fn founder(message: v1::Founder) -> (NodeId, NodeRecord) {
+    let v1::Founder { node, name, peer, admin, incarnation } = message;
+    (node, NodeRecord { name, peer, admin, incarnation })
+}
+
+fn message((id, record): &(NodeId, NodeRecord)) -> v1::Founder {
+    let NodeRecord { name, peer, admin, incarnation } = record.clone();
+    v1::Founder { node: *id, name, peer, admin, incarnation }
+}
+
+// === impl Whoami ===
+
+impl Whoami {
+    fn of(identity: &Identity) -> Self {
+        Self {
+            cluster_uuid: identity.cluster_uuid.clone().unwrap_or_default(),
+            node: identity.node.unwrap_or(0),
+            incarnation: identity.incarnation,
+        }
+    }
+}
+
+/// Returns once this node has an id in a cluster: its own, one that adopted it, or one that it joined.
+pub(crate) async fn first_start(door: &Door) -> Result<(), StartError> {
+    let facts = &door.facts;
+    let others: BTreeSet<&String> = facts.peers.iter().filter(|peer| **peer != facts.advertise).collect();
+    if facts.expect == 0 || others.len() + 1 < facts.expect {
+        return Err(door.error(format!(
+            "`cluster.expect` is {}, but `cluster.peers` names {} other nodes",
+            facts.expect,
+            others.len()
+        )));
+    }
+    let mut progress = Progress::new();
+    let mut changed = door.changes.subscribe();
+    loop {
+        if door.identity().node != 0 {
+            return Ok(());
+        }
+        let answers = join_all(others.iter().map(|peer| identify(door, peer))).await;
+        let mut seen = Seen::default();
+        for answer in answers {
+            seen.sort_in(door, answer)?;
+        }
+        if let Some(member) = &seen.member {
+            match join(door, member).await? {
+                None => return Ok(()),
+                Some(reason) => progress.tell(&reason),
+            }
+        } else if !facts.learner && seen.missing.is_empty() && seen.founders.len() + 1 == facts.expect {
+            if found(door, &seen)? {
+                return Ok(());
+            }
+            progress.tell("all founders are there, the one with the lowest address begins");
+        } else {
+            progress.tell(&seen.awaited(facts));
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ROUND_PAUSE) => {}
+            _ = changed.changed() => {}
+        }
+    }
+}
+
+/// Says what a start waits for, when that changes and now and then.
+struct Progress {
+    told: String,
+    at: Instant,
+}
+
+// === impl Progress ===
+
+impl Progress {
+    fn new() -> Self {
+        Self { told: String::new(), at: Instant::now() }
+    }
+
+    fn tell(&mut self, what: &str) {
+        if self.told != what || self.at.elapsed() > PROGRESS_PERIOD {
+            tracing::info!("{what}");
+            *self = Self { told: what.to_owned(), at: Instant::now() };
+        }
+    }
+}
+
+/// What the peers answered in one round.
+#[derive(Default)]
+struct Seen {
+    /// The address of a peer that is part of a running cluster.
+    member: Option<String>,
+    /// Those with whom nothing was agreed yet, by incarnation.
+    founders: BTreeMap<u64, NodeRecord>,
+    /// Who did not answer, and why.
+    missing: Vec<String>,
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn sort_in(
+        &mut self,
+        door: &Door,
+        (address, answer): (String, Result<v1::IdentifyReply, Status>),
+    ) -> Result<(), StartError> {
+        let reply = match answer {
+            Ok(reply) => reply,
+            Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
+                return Err(door.error(format!("{address}: {}", status.message())));
+            }
+            Err(status) => {
+                self.missing.push(format!("{address} ({})", reason(&status)));
+                return Ok(());
+            }
+        };
+        if reply.incarnation == door.identity().incarnation {
+            // One of the configured addresses is this node's own.
+            return Ok(());
+        }
+        if reply.cluster_name != door.facts.cluster_name {
+            return Err(door.error(format!(
+                "the node at {address} is of cluster `{}`: take it out of `cluster.peers`, or set `cluster.name`",
+                reply.cluster_name
+            )));
+        }
+        if reply.node != 0 && !reply.pristine {
+            self.member = Some(address);
+        } else if reply.role == role(false) {
+            if reply.name == door.facts.name {
+                return Err(door.error(format!("the node at {address} is called `{}` too", reply.name)));
+            }
+            let v1::IdentifyReply { name, peer, admin, incarnation, .. } = reply;
+            self.founders.insert(incarnation, NodeRecord { name, peer, admin, incarnation });
+        }
+        Ok(())
+    }
+
+    fn awaited(&self, facts: &Facts) -> String {
+        let present = self.founders.len() + usize::from(!facts.learner);
+        let missing = match self.missing.as_slice() {
+            [] => "more are configured than are there".to_owned(),
+            missing => format!("no answer from {}", missing.join(", ")),
+        };
+        format!("{present} of {} nodes are there to form the cluster; {missing}", facts.expect)
+    }
+}
+
+/// The shortest true thing about a call that failed.
+fn reason(status: &Status) -> String {
+    match crate::forward::never_sent(status) {
+        true => "cannot be reached".to_owned(),
+        false => status.message().to_owned(),
+    }
+}
+
+async fn identify(door: &Door, address: &str) -> (String, Result<v1::IdentifyReply, Status>) {
+    let link = door.links.stranger(address);
+    let message = v1::IdentifyRequest { cluster_name: door.facts.cluster_name.clone() };
+    let reply = link.client().identify(link.request(message, Some(QUESTION_TIMEOUT))).await;
+    (address.to_owned(), reply.map(tonic::Response::into_inner))
+}
+
+/// Step (1), if this node is the one to do it.
+fn found(door: &Door, seen: &Seen) -> Result<bool, StartError> {
+    let mut founders: Vec<NodeRecord> = seen.founders.values().cloned().collect();
+    founders.push(door.record());
+    founders.sort_by(|left, right| left.peer.cmp(&right.peer));
+    if let Some(pair) = founders.windows(2).find(|pair| pair[0].peer == pair[1].peer) {
+        return Err(door.error(format!("two nodes advertise {}: set `peer.advertise`", pair[0].peer)));
+    }
+    if founders[0].incarnation != door.identity().incarnation {
+        return Ok(false);
+    }
+    let uuid = new_uuid();
+    tracing::info!(%uuid, nodes = founders.len(), "this node founds the cluster");
+    door.keep(|identity| {
+        if identity.node.is_none() {
+            identity.node = Some(1);
+            identity.cluster_uuid = Some(uuid);
+            identity.founders = (1..).zip(founders).collect();
+        }
+        Ok(())
+    })
+    .map_err(|problem: String| door.error(problem))?;
+    Ok(true)
+}
+
+fn new_uuid() -> String {
+    let random: u128 = rand::random();
+    // Version 4, variant 1, as RFC 9562 has them.
+    let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);
+    let hex = format!("{bits:032x}");
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// Asks a member to let this node in: `None` once it is, otherwise why not yet.
+async fn join(door: &Door, address: &str) -> Result<Option<String>, StartError> {
+    match ask_to_join(door, address).await {
+        Err(status) if status.code() == Code::Unauthenticated => {
+            Err(door.error(format!("{address}: {}", status.message())))
+        }
+        Err(status) => Ok(Some(format!("waiting to join through {address}: {}", reason(&status)))),
+        Ok(reply) if !reply.refused.is_empty() => Err(door.error(reply.refused)),
+        Ok(reply) if reply.node == 0 => {
+            Ok(Some(format!("waiting to join through {address}: {}", reply.retry)))
+        }
+        Ok(reply) => {
+            tracing::info!(node = reply.node, uuid = %reply.cluster_uuid, "this node joins the cluster");
+            door.keep(|identity| {
+                identity.node = Some(reply.node);
+                identity.cluster_uuid = Some(reply.cluster_uuid);
+                Ok(())
+            })
+            .map_err(|problem: String| door.error(problem))?;
+            Ok(None)
+        }
+    }
+}
+
+/// One `Join`; it also has a learner that is to vote promoted.
+pub(crate) async fn ask_to_join(door: &Door, address: &str) -> Result<v1::JoinReply, Status> {
+    let record = door.record();
+    let message = v1::JoinRequest {
+        cluster_name: door.facts.cluster_name.clone(),
+        name: record.name,
+        peer: record.peer,
+        admin: record.admin,
+        incarnation: record.incarnation,
+        role: role(door.facts.learner).to_owned(),
+        passed_on: false,
+    };
+    let link = door.links.stranger(address);
+    let reply = link.client().join(link.request(message, Some(JOIN_TIMEOUT))).await?;
+    Ok(reply.into_inner())
+}
+
+/// Steps (2) and (3), by the founder, whenever it starts before they are done. Ends when they are.
+pub(crate) async fn complete_forming(door: Arc<Door>, node: Arc<Node>) {
+    let mut progress = Progress::new();
+    loop {
+        let Some(identity) = door.kept() else { return };
+        let founds =
+            identity.founders.first().is_some_and(|(_, first)| first.incarnation == identity.incarnation);
+        if !founds || !node.core.is_pristine().await {
+            return;
+        }
+        let others = &identity.founders[1..];
+        let refusals = join_all(others.iter().map(|other| adopt(&door, &identity, other))).await;
+        let refusals: Vec<_> = refusals.into_iter().flatten().collect();
+        if refusals.is_empty() {
+            let nodes = identity.founders.iter().cloned().collect();
+            match node.core.initialize(nodes).await {
+                Ok(()) => return,
+                Err(error) => progress.tell(&format!("the first membership cannot be written: {error}")),
+            }
+        } else {
+            progress.tell(&format!("the cluster is not formed yet: {}", refusals.join("; ")));
+        }
+        tokio::time::sleep(ROUND_PAUSE).await;
+    }
+}
+
+/// Has one founder keep the identity of the cluster; why it did not.
+async fn adopt(door: &Door, identity: &Identity, (id, record): &(NodeId, NodeRecord)) -> Option<String> {
+    let (_, answer) = identify(door, &record.peer).await;
+    match answer {
+        Err(status) => return Some(format!("`{}` at {}: {}", record.name, record.peer, reason(&status))),
+        Ok(reply) if reply.incarnation != record.incarnation && reply.node == 0 => {
+            replace_founder(door, *id, &reply);
+            return Some(format!("`{}` has lost its disk and is asked again", record.name));
+        }
+        Ok(_) => {}
+    }
+    let request = v1::AdoptRequest {
+        cluster_name: identity.cluster_name.clone(),
+        cluster_uuid: identity.cluster_uuid.clone().unwrap_or_default(),
+        founders: identity.founders.iter().map(message).collect(),
+    };
+    let link = door.links.stranger(&record.peer);
+    match link.client().adopt(link.request(request, Some(QUESTION_TIMEOUT))).await {
+        Ok(reply) => {
+            let reply = reply.into_inner();
+            (!reply.adopted).then_some(reply.reason)
+        }
+        Err(status) => Some(format!("`{}` at {}: {}", record.name, record.peer, reason(&status))),
+    }
+}
+
+/// A founder that lost its disk before anything was agreed is the same founder with another incarnation.
+fn replace_founder(door: &Door, id: NodeId, reply: &v1::IdentifyReply) {
+    let kept = door.keep(|identity| {
+        for (founder, record) in &mut identity.founders {
+            if *founder == id && record.peer == reply.peer && record.name == reply.name {
+                record.incarnation = reply.incarnation;
+            }
+        }
+        Ok(())
+    });
+    if let Err(problem) = kept.map_err(|problem: String| problem) {
+        tracing::warn!(problem, "the list of founders cannot be kept");
+    }
+}

@@ -1,0 +1,200 @@
+//! Who campaigns, and when: the library's own election timer is off, this asks first.
+//!
+//! Job: when no leader was heard for a while, ask the other voters whether they would vote for this node
+//! (pre-vote, Raft thesis 9.6), and begin a campaign only when a majority would. Without it a follower that
+//! was cut off and returns deposes a healthy leader every time, because it comes back with a higher term.
+//!
+//! Invariants: a node that is no voter never campaigns; asking spends no term, so it may be repeated soon; a
+//! node says yes only when its leader's lease is over, because until then the library would refuse the vote
+//! itself; whoever said yes holds its own campaign back, so that two do not split the votes. The asker's term
+//! does not matter: a candidate whose term is too low learns a higher one from the refusals and asks again,
+//! whereas refusing it here could leave nobody electable (the longest log with the lowest term).
+//!
+//! Fail-over takes: the silence (400 to 600 ms after the last heartbeat, which is on average half an interval
+//! old), one round of questions, one of votes with a barrier each.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use gogate_proto::v1;
+use tokio::sync::watch;
+
+use crate::{
+    handle::Timers,
+    raft::{Core, Links, Membership},
+    state::NodeId,
+    storage::codec::LogPosition,
+};
+
+/// How long a peer has to say whether it would vote.
+const QUESTION_TIMEOUT: Duration = Duration::from_millis(150);
+
+/// After a campaign, or a question that was answered with no, this node waits for a time between these.
+const AGAIN_MIN: Duration = Duration::from_millis(40);
+const AGAIN_MAX: Duration = Duration::from_millis(160);
+
+/// For how long whoever would vote for another holds its own campaign back.
+const HOLD_BACK: Duration = Duration::from_millis(250);
+
+/// When this node last heard of a leader or a candidate.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    leader: Mutex<Instant>,
+    candidate: Mutex<Option<Instant>>,
+}
+
+/// The supervisor of this node's campaigns.
+pub(crate) struct Election {
+    id: NodeId,
+    core: Core,
+    links: Links,
+    heard: Arc<Heard>,
+    timers: Timers,
+}
+
+// === impl Heard ===
+
+impl Heard {
+    /// A node that starts gives whoever leads the time to be heard.
+    pub(crate) fn new() -> Self {
+        Self { leader: Mutex::new(Instant::now()), candidate: Mutex::new(None) }
+    }
+
+    /// A leader was heard.
+    pub(crate) fn leader(&self) {
+        *self.leader.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// This node gave another its vote, or would.
+    pub(crate) fn candidate(&self) {
+        *self.candidate.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    fn silence(&self) -> Duration {
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// When a campaign may begin after a silence of `timeout`.
+    fn due(&self, timeout: Duration) -> Instant {
+        let leader = *self.leader.lock().unwrap_or_else(PoisonError::into_inner);
+        let candidate = *self.candidate.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = leader + timeout;
+        candidate.map_or(due, |candidate| due.max(candidate + HOLD_BACK))
+    }
+}
+
+// === impl Election ===
+
+impl Election {
+    pub(crate) fn new(id: NodeId, core: Core, links: Links, heard: Arc<Heard>, timers: Timers) -> Self {
+        Self { id, core, links, heard, timers }
+    }
+
+    /// Why this node would not vote for a candidate whose log ends there; `None`: it would.
+    pub(crate) fn would_vote(&self, last_log: Option<LogPosition>) -> Option<&'static str> {
+        if self.core.roles().leading().is_some() {
+            return Some("it leads");
+        }
+        if self.heard.silence() <= self.timers.election_max {
+            return Some("it hears a leader");
+        }
+        if last_log < self.core.last_log() {
+            return Some("its log is longer");
+        }
+        self.heard.candidate();
+        None
+    }
+
+    /// Runs until `stop` turns true or the core has ended.
+    pub(crate) async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = self.supervise() => {}
+        }
+    }
+
+    async fn supervise(&self) {
+        let mut roles = self.core.roles();
+        loop {
+            let leads = roles.leading().is_some();
+            if leads || !roles.membership().is_voter(self.id) {
+                if !roles.changed().await {
+                    return;
+                }
+                if leads {
+                    // Whoever deposed this node has its chance first.
+                    self.heard.leader();
+                }
+                continue;
+            }
+            // Sampled anew for every campaign, or the same two nodes would collide again and again.
+            let timeout = between(self.timers.campaign_min, self.timers.campaign_max);
+            let due = self.heard.due(timeout);
+            if Instant::now() < due {
+                tokio::select! {
+                    () = tokio::time::sleep_until(due.into()) => {}
+                    changed = roles.changed() => match changed {
+                        true => continue,
+                        false => return,
+                    },
+                }
+                if Instant::now() < self.heard.due(timeout) {
+                    continue;
+                }
+            }
+            let membership = roles.membership();
+            if self.ask(&membership).await && Instant::now() >= self.heard.due(self.timers.election_max) {
+                tracing::info!(term = roles.term() + 1, "no leader is heard, this node campaigns");
+                self.core.elect().await;
+            }
+            tokio::select! {
+                () = tokio::time::sleep(between(AGAIN_MIN, AGAIN_MAX)) => {}
+                _ = roles.changed() => {}
+            }
+        }
+    }
+
+    /// Whether a majority would vote for this node.
+    async fn ask(&self, membership: &Membership) -> bool {
+        let mut granted = BTreeSet::from([self.id]);
+        let mut questions = FuturesUnordered::new();
+        for (id, node) in &membership.nodes {
+            if *id != self.id && membership.is_voter(*id) {
+                let link = self.links.member(*id, node);
+                let message = v1::VoteRequest {
+                    vote: None,
+                    last_log: self.core.last_log().map(|last| v1::LogId {
+                        term: last.term,
+                        node: last.node,
+                        index: last.index,
+                    }),
+                };
+                questions.push(async move {
+                    let request = link.request(message, Some(QUESTION_TIMEOUT));
+                    match link.client().pre_vote(request).await {
+                        Ok(reply) => reply.into_inner().granted.then(|| link.id()),
+                        Err(status) => {
+                            link.note(&status);
+                            None
+                        }
+                    }
+                });
+            }
+        }
+        while !membership.is_majority(&granted) {
+            match questions.next().await {
+                None => return false,
+                Some(answer) => granted.extend(answer),
+            }
+        }
+        true
+    }
+}
+
+fn between(min: Duration, max: Duration) -> Duration {
+    if min < max { rand::random_range(min..max) } else { min }
+}

@@ -1,0 +1,187 @@
+//! What only the leader does: it ticks the log clock and tidies the membership.
+//!
+//! Job: about once a second propose a tick with the heartbeats that arrived at any node since; see that every
+//! founder is admitted and that a change of voters which a dead leader began is finished. Invariants: all of
+//! it is proposed, nothing is done; a node that was deposed meanwhile proposes in vain. Neighbours: `batch`
+//! fills in the time, `state::clock` says why a late tick is harmless and an early one cannot be.
+
+use std::{
+    collections::BTreeMap,
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+
+use crate::{
+    batch::Proposer,
+    raft::{Core, Replica, Roles},
+    state::{Command, Heartbeat, NewNode, TICK_PERIOD},
+};
+
+/// Instances whose beat waits for the next tick; beyond, a forwarder is told to come again.
+const INBOX_MAX: usize = 500_000;
+
+/// A tick that is not agreed on by then is given up; the next one carries its time and its heartbeats.
+const TICK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The heartbeats that wait for the next tick.
+pub(crate) struct Inbox {
+    roles: Roles,
+    beats: Mutex<BTreeMap<Arc<str>, Beat>>,
+}
+
+struct Beat {
+    epoch: u64,
+    heard: Instant,
+}
+
+/// The leader's duties; idle on every other node.
+pub(crate) struct Duties {
+    core: Core,
+    replica: Arc<Replica>,
+    proposer: Proposer,
+    inbox: Arc<Inbox>,
+}
+
+// === impl Inbox ===
+
+impl Inbox {
+    pub(crate) fn new(roles: Roles) -> Self {
+        Self { roles, beats: Mutex::default() }
+    }
+
+    /// Takes in beats, each of which was heard its `age_ms` before `now`. Of one instance the newest counts.
+    pub(crate) fn put(&self, heartbeats: Vec<Heartbeat>, now: Instant) -> Result<(), String> {
+        if self.roles.leading().is_none() {
+            return Err("this node is not the leader".to_owned());
+        }
+        let mut beats = self.beats();
+        if beats.len() + heartbeats.len() > INBOX_MAX {
+            return Err("too many heartbeats wait for the next tick".to_owned());
+        }
+        for Heartbeat { id, epoch, age_ms } in heartbeats {
+            // A clock that began less than that ago: as old as can be told.
+            let heard = now.checked_sub(Duration::from_millis(age_ms)).unwrap_or(now);
+            keep_newest(&mut beats, id, Beat { epoch, heard });
+        }
+        Ok(())
+    }
+
+    fn beats(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Beat>> {
+        self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> BTreeMap<Arc<str>, Beat> {
+        mem::take(&mut self.beats())
+    }
+
+    /// The tick did not happen: its beats wait for the next one, unless newer ones came.
+    fn put_back(&self, taken: BTreeMap<Arc<str>, Beat>) {
+        let mut beats = self.beats();
+        for (id, beat) in taken {
+            keep_newest(&mut beats, id, beat);
+        }
+    }
+}
+
+fn keep_newest(beats: &mut BTreeMap<Arc<str>, Beat>, id: Arc<str>, beat: Beat) {
+    let newest = beats.get(&id).is_none_or(|kept| (kept.epoch, kept.heard) < (beat.epoch, beat.heard));
+    if newest {
+        beats.insert(id, beat);
+    }
+}
+
+// === impl Duties ===
+
+impl Duties {
+    pub(crate) fn new(core: Core, replica: Arc<Replica>, proposer: Proposer, inbox: Arc<Inbox>) -> Self {
+        Self { core, replica, proposer, inbox }
+    }
+
+    pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
+        tokio::select! {
+            _ = stop.wait_for(|stop| *stop) => {}
+            () = self.watch_roles() => {}
+        }
+    }
+
+    async fn watch_roles(&self) {
+        let mut roles = self.core.roles();
+        loop {
+            if let Some(term) = roles.leading() {
+                tracing::info!(term, "this node leads");
+                self.lead(term, &mut roles).await;
+                // They were sent to a leader that is none any more; who sent them sends newer ones.
+                self.inbox.take();
+            }
+            if roles.leading().is_none() && !roles.changed().await {
+                return;
+            }
+        }
+    }
+
+    /// Returns when another term began.
+    async fn lead(&self, term: u64, roles: &mut Roles) {
+        let mut ticks = tokio::time::interval(TICK_PERIOD);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while roles.leading() == Some(term) {
+            tokio::select! {
+                _ = ticks.tick() => {
+                    self.tick().await;
+                    self.admit_founders(roles).await;
+                    self.finish_change(roles).await;
+                }
+                true = roles.changed() => {}
+            }
+        }
+    }
+
+    async fn tick(&self) {
+        let taken = self.inbox.take();
+        let now = Instant::now();
+        let heartbeats = taken
+            .iter()
+            .map(|(id, beat)| Heartbeat {
+                id: id.clone(),
+                epoch: beat.epoch,
+                age_ms: u64::try_from(now.duration_since(beat.heard).as_millis()).unwrap_or(u64::MAX),
+            })
+            .collect();
+        let tick = Command::Tick { elapsed_ms: 0, heartbeats };
+        if let Err(error) = self.proposer.propose_as_leader(vec![tick], TICK_TIMEOUT).await {
+            tracing::debug!(%error, "a tick was not agreed on");
+            self.inbox.put_back(taken);
+        }
+    }
+
+    /// The first members were not admitted by anybody: their ids are noted as used now.
+    async fn admit_founders(&self, roles: &Roles) {
+        let missing: Vec<_> = self.replica.read(|state| {
+            let admitted = |incarnation| state.members().by_incarnation(incarnation).is_some();
+            let nodes = roles.membership().nodes;
+            nodes.into_iter().filter(|(_, node)| !admitted(node.incarnation)).collect()
+        });
+        if missing.is_empty() {
+            return;
+        }
+        let commands = missing
+            .into_iter()
+            .map(|(id, node)| {
+                Command::AdmitNode(NewNode { name: node.name, incarnation: node.incarnation, id: Some(id) })
+            })
+            .collect();
+        // Tried again at the next tick.
+        let _ = self.proposer.propose_as_leader(commands, TICK_TIMEOUT).await;
+    }
+
+    /// A leader that died between the two steps of a change of voters left two sets of them.
+    async fn finish_change(&self, roles: &Roles) {
+        let membership = roles.membership();
+        if let [_, wanted] = membership.voters.as_slice() {
+            // Refused while somebody else is at it, which is as good.
+            let _ = self.core.change_voters(wanted.clone()).await;
+        }
+    }
+}

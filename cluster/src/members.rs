@@ -1,0 +1,265 @@
+//! Joining a cluster that runs.
+//!
+//! Job: [`Admission`] lets nodes in, on the leader; [`seek_vote`] has a node that joined ask until it votes.
+//! A node that joins gets an id that was never used (`Command::AdmitNode`), follows as a learner, and becomes a
+//! voter when it has caught up, in one change that also removes the dead node of its name: a wiped disk comes
+//! back as somebody new, and its old self is gone.
+//!
+//! Invariants: every step is idempotent and is driven by the node that wants in, which asks again through any
+//! change of leader; one join at a time; a living node is never replaced.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use gogate_proto::v1;
+use tokio::sync::Mutex;
+
+use crate::{
+    batch::Proposer,
+    bootstrap::{self, Door},
+    node::Node,
+    raft::{Core, Links, Membership, Replica},
+    state::{Command, NewNode, NodeId, Outcome},
+    storage::codec::NodeRecord,
+};
+
+/// A learner this close to the end of the log is caught up.
+const PROMOTE_LAG_MAX: u64 = 1000;
+
+/// Agreement on a new id.
+const ADMIT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Passing a join on to the leader.
+const PASS_ON_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// A living node of the same name answers by then.
+const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Between two questions of a node that wants to vote.
+const SEEK_PAUSE: Duration = Duration::from_millis(200);
+
+/// Lets nodes in.
+pub(crate) struct Admission {
+    id: NodeId,
+    cluster_name: String,
+    core: Core,
+    replica: Arc<Replica>,
+    links: Links,
+    proposer: Proposer,
+    /// Held while a join is carried out.
+    busy: Mutex<()>,
+    door: std::sync::Weak<Door>,
+}
+
+/// Why a join is not done.
+enum NotYet {
+    /// Ask again.
+    Retry(String),
+    /// Never.
+    Refused(String),
+}
+
+// === impl Admission ===
+
+impl Admission {
+    pub(crate) fn new(
+        id: NodeId,
+        cluster_name: String,
+        core: Core,
+        replica: Arc<Replica>,
+        links: Links,
+        proposer: Proposer,
+        door: std::sync::Weak<Door>,
+    ) -> Self {
+        Self { id, cluster_name, core, replica, links, proposer, busy: Mutex::new(()), door }
+    }
+
+    /// Takes one step for the node that asks, or passes it on to the leader once.
+    pub(crate) async fn join(&self, request: v1::JoinRequest) -> v1::JoinReply {
+        let roles = self.core.roles();
+        let answer = if roles.leading().is_some() {
+            self.lead_in(&request).await
+        } else if request.passed_on {
+            Err(NotYet::Retry("the leader is just changing".to_owned()))
+        } else {
+            match roles.leader().filter(|leader| *leader != self.id) {
+                None => Err(NotYet::Retry("there is no leader".to_owned())),
+                Some(leader) => return self.pass_on(leader, request).await,
+            }
+        };
+        let uuid = self.door.upgrade().map(|door| door.identity().cluster_uuid.clone()).unwrap_or_default();
+        match answer {
+            Ok(node) => v1::JoinReply { cluster_uuid: uuid, node, ..v1::JoinReply::default() },
+            Err(NotYet::Retry(retry)) => v1::JoinReply { retry, ..v1::JoinReply::default() },
+            Err(NotYet::Refused(refused)) => v1::JoinReply { refused, ..v1::JoinReply::default() },
+        }
+    }
+
+    async fn pass_on(&self, leader: NodeId, mut request: v1::JoinRequest) -> v1::JoinReply {
+        let retry = |retry: String| v1::JoinReply { retry, ..v1::JoinReply::default() };
+        let membership = self.core.roles().membership();
+        let Some(node) = membership.nodes.get(&leader) else {
+            return retry("the leader is not known yet".to_owned());
+        };
+        let link = self.links.member(leader, node);
+        request.passed_on = true;
+        match link.client().join(link.request(request, Some(PASS_ON_TIMEOUT))).await {
+            Ok(reply) => reply.into_inner(),
+            Err(status) => retry(format!("the leader at {}: {}", link.address(), status.message())),
+        }
+    }
+
+    async fn lead_in(&self, request: &v1::JoinRequest) -> Result<NodeId, NotYet> {
+        if request.cluster_name != self.cluster_name {
+            return Err(NotYet::Refused(format!("this is cluster `{}`", self.cluster_name)));
+        }
+        let Ok(_busy) = self.busy.try_lock() else {
+            return Err(NotYet::Retry("another node is just joining".to_owned()));
+        };
+        let membership = self.core.roles().membership();
+        let known = membership.nodes.iter().find(|(_, node)| node.incarnation == request.incarnation);
+        if let Some((id, _)) = known {
+            if request.role == "voter" && !membership.is_voter(*id) {
+                self.promote(*id, &request.name, &membership).await?;
+            }
+            return Ok(*id);
+        }
+        self.refuse_the_removed(request)?;
+        self.refuse_a_living_name(request, &membership).await?;
+        let id = self.admit(request, &membership).await?;
+        let node = NodeRecord {
+            name: request.name.clone(),
+            peer: request.peer.clone(),
+            admin: request.admin.clone(),
+            incarnation: request.incarnation,
+        };
+        self.core.add_learner(id, node).await.map_err(NotYet::Retry)?;
+        tracing::info!(node = id, name = request.name, peer = request.peer, "a node joins as a learner");
+        Ok(id)
+    }
+
+    /// An id that was removed is not taken up again: its disk may hold what was since replaced.
+    fn refuse_the_removed(&self, request: &v1::JoinRequest) -> Result<(), NotYet> {
+        let newer = |id: NodeId| {
+            let nodes = self.core.roles().membership().nodes;
+            nodes.iter().any(|(other, node)| node.name == request.name && *other > id)
+        };
+        match self.replica.read(|state| state.members().by_incarnation(request.incarnation)) {
+            Some(id) if newer(id) => Err(NotYet::Refused(format!(
+                "node {id} (`{}`) was replaced by a newer one of its name: move its data folder away",
+                request.name
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    async fn refuse_a_living_name(
+        &self,
+        request: &v1::JoinRequest,
+        membership: &Membership,
+    ) -> Result<(), NotYet> {
+        for (id, node) in membership.nodes.iter().filter(|(_, node)| node.name == request.name) {
+            let link = self.links.stranger(&node.peer);
+            let message = v1::IdentifyRequest { cluster_name: self.cluster_name.clone() };
+            let reply = link.client().identify(link.request(message, Some(ALIVE_TIMEOUT))).await;
+            if reply.is_ok_and(|reply| reply.into_inner().incarnation == node.incarnation) {
+                return Err(NotYet::Refused(format!(
+                    "node {id} at {} is called `{}` and is alive: give the new node another `node.name`",
+                    node.peer, node.name
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    async fn admit(&self, request: &v1::JoinRequest, membership: &Membership) -> Result<NodeId, NotYet> {
+        let all_admitted = self.replica.read(|state| {
+            membership.nodes.values().all(|node| state.members().by_incarnation(node.incarnation).is_some())
+        });
+        if !all_admitted {
+            return Err(NotYet::Retry("the cluster is just being formed".to_owned()));
+        }
+        let new = NewNode { name: request.name.clone(), incarnation: request.incarnation, id: None };
+        let outcomes = self.proposer.propose_as_leader(vec![Command::AdmitNode(new)], ADMIT_TIMEOUT).await;
+        match outcomes.map_err(|error| NotYet::Retry(error.to_string()))?.pop() {
+            Some(Outcome::Admitted { node }) => Ok(node),
+            other => Err(NotYet::Retry(format!("no id was given: {other:?}"))),
+        }
+    }
+
+    /// Makes a learner that has caught up a voter, in the place of the dead one of its name.
+    async fn promote(&self, id: NodeId, name: &str, membership: &Membership) -> Result<(), NotYet> {
+        let progress = self.core.progress();
+        let matched = progress.matched.get(&id).copied().unwrap_or(0);
+        let lag = progress.last_log.saturating_sub(matched);
+        if matched == 0 || lag > PROMOTE_LAG_MAX {
+            return Err(NotYet::Retry(format!("{lag} entries behind, a voter once it has caught up")));
+        }
+        let [voters] = membership.voters.as_slice() else {
+            return Err(NotYet::Retry("the voters are just changing".to_owned()));
+        };
+        let same_name = |other: &NodeId| {
+            *other != id && membership.nodes.get(other).is_some_and(|node| node.name == name)
+        };
+        let mut wanted: BTreeSet<_> = voters.iter().copied().filter(|voter| !same_name(voter)).collect();
+        wanted.insert(id);
+        let replaced: Vec<_> = voters.difference(&wanted).collect();
+        self.core.change_voters(wanted.clone()).await.map_err(NotYet::Retry)?;
+        tracing::info!(node = id, name, ?replaced, "a node votes from now on");
+        let old_learners: BTreeSet<_> = membership
+            .nodes
+            .keys()
+            .copied()
+            .filter(|other| same_name(other) && !voters.contains(other))
+            .collect();
+        if !old_learners.is_empty() {
+            self.core.remove_learners(old_learners).await.map_err(NotYet::Retry)?;
+        }
+        Ok(())
+    }
+}
+
+/// Has a node that is to vote ask for it until it does. Ends with the core.
+pub(crate) async fn seek_vote(door: Arc<Door>, node: Arc<Node>) {
+    let Some(identity) = door.kept() else { return };
+    let mut roles = node.core.roles();
+    let mut told = String::new();
+    loop {
+        let membership = roles.membership();
+        let forming = !identity.founders.is_empty() && membership.nodes.is_empty();
+        if forming || membership.is_voter(node.id) {
+            if !roles.changed().await {
+                return;
+            }
+            continue;
+        }
+        if let Some(address) = whom_to_ask(&door, &roles, &membership, node.id) {
+            let news = match bootstrap::ask_to_join(&door, &address).await {
+                Ok(reply) if !reply.refused.is_empty() => reply.refused,
+                Ok(reply) => reply.retry,
+                Err(status) => format!("{address}: {}", status.message()),
+            };
+            if !news.is_empty() && news != told {
+                tracing::info!("this node does not vote yet: {news}");
+                told = news;
+            }
+        }
+        tokio::time::sleep(SEEK_PAUSE).await;
+    }
+}
+
+/// The leader, or any other member, or a configured peer.
+fn whom_to_ask(
+    door: &Door,
+    roles: &crate::raft::Roles,
+    membership: &Membership,
+    own: NodeId,
+) -> Option<String> {
+    let leader = roles.leader().and_then(|leader| membership.nodes.get(&leader));
+    let others: Vec<_> =
+        membership.nodes.iter().filter(|(id, _)| **id != own).map(|(_, node)| node).collect();
+    let member = leader.or_else(|| others.get(rand::random_range(0..others.len().max(1))).copied());
+    match member {
+        Some(member) => Some(member.peer.clone()),
+        None => door.some_peer(),
+    }
+}

@@ -1,0 +1,167 @@
+//! A node that is part of a cluster: everything that runs once it has an identity.
+//!
+//! Job: owns the parts and their tasks. Tasks, all stopped by `stop` and awaited by [`Tasks::end`]: the batcher,
+//! the rounds of reads, the campaigns, the leader's duties, the way in (`members`). Neighbours: `handle` is the
+//! callers' side of it, `raft::server` the peers'.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
+
+use gogate_proto::v1;
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::{
+    batch::{Batcher, Proposer},
+    bootstrap::{self, Door, Facts},
+    election::{Election, Heard},
+    figures::Durations,
+    handle::{StartError, Timers},
+    leader::{Duties, Inbox},
+    members::{self, Admission},
+    raft::{Core, Links, RaftLog, Replica, StateMachine},
+    reads::{Reader, Rounds},
+    state::NodeId,
+    storage::{SledLog, Snapshots},
+};
+
+/// The parts of a running node.
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) build: String,
+    pub(crate) core: Core,
+    pub(crate) replica: Arc<Replica>,
+    pub(crate) links: Links,
+    pub(crate) heard: Arc<Heard>,
+    pub(crate) election: Arc<Election>,
+    pub(crate) proposer: Proposer,
+    pub(crate) reader: Reader,
+    pub(crate) inbox: Arc<Inbox>,
+    pub(crate) members: Admission,
+    pub(crate) commit: Arc<Durations>,
+    pub(crate) fsync: Arc<Durations>,
+    pub(crate) report: Mutex<Report>,
+}
+
+/// Which document this node says it runs.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Report {
+    pub(crate) config_version: u64,
+    pub(crate) config_error: String,
+}
+
+// === impl Node ===
+
+impl Node {
+    /// What this node says of itself when it is asked.
+    pub(crate) fn status_reply(&self) -> v1::StatusReply {
+        let report = self.report.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        v1::StatusReply {
+            node: self.id,
+            name: self.name.clone(),
+            build: self.build.clone(),
+            config_version: report.config_version,
+            applied: *self.replica.applied().borrow(),
+            state: self.core.progress().role.to_owned(),
+            config_error: report.config_error,
+        }
+    }
+}
+
+/// The tasks of a node.
+pub(crate) type Tasks = JoinSet<()>;
+
+/// A node whose parts are made and whose tasks do not run yet.
+pub(crate) struct Parts {
+    node: Arc<Node>,
+    batcher: Batcher,
+    rounds: Rounds,
+    duties: Duties,
+}
+
+/// Makes the parts over an opened data folder: afterwards the last known state is readable. Also returns the
+/// log writer's thread, which ends when nothing uses the log any more.
+pub(crate) async fn open_node(
+    door: &Arc<Door>,
+    facts: &Facts,
+    build: String,
+    timers: &Timers,
+    links: Links,
+    log: Arc<SledLog>,
+    snapshots: Arc<Snapshots>,
+) -> Result<(Parts, thread::JoinHandle<()>), StartError> {
+    let id = door.identity().node;
+    let (commit, fsync) = (Arc::new(Durations::default()), Arc::new(Durations::default()));
+    let (log, writer) = RaftLog::open(log, fsync.clone())?;
+    let replica = Arc::new(Replica::new());
+    let machine = StateMachine::open(replica.clone(), snapshots)?;
+    let core = Core::start(id, &facts.cluster_name, timers, links.clone(), log, machine)
+        .await
+        .map_err(|problem| StartError::Bootstrap { cluster: facts.cluster_name.clone(), problem })?;
+    let heard = Arc::new(Heard::new());
+    let election = Election::new(id, core.clone(), links.clone(), heard.clone(), timers.clone());
+    let (proposer, batcher) = Batcher::new(core.clone(), id, links.clone(), commit.clone());
+    let (reader, rounds) = Rounds::new(core.clone(), links.clone());
+    let inbox = Arc::new(Inbox::new(core.roles()));
+    let duties = Duties::new(core.clone(), replica.clone(), proposer.clone(), inbox.clone());
+    let members = Admission::new(
+        id,
+        facts.cluster_name.clone(),
+        core.clone(),
+        replica.clone(),
+        links.clone(),
+        proposer.clone(),
+        Arc::downgrade(door),
+    );
+    let node = Node {
+        id,
+        name: facts.name.clone(),
+        build,
+        core,
+        replica,
+        links,
+        heard,
+        election: Arc::new(election),
+        proposer,
+        reader,
+        inbox,
+        members,
+        commit,
+        fsync,
+        report: Mutex::default(),
+    };
+    Ok((Parts { node: Arc::new(node), batcher, rounds, duties }, writer))
+}
+
+// === impl Parts ===
+
+impl Parts {
+    /// Starts the tasks; each ends when `stop` turns true.
+    pub(crate) fn run(
+        self,
+        door: &Arc<Door>,
+        learner: bool,
+        tasks: &mut Tasks,
+        stop: &watch::Receiver<bool>,
+    ) -> Arc<Node> {
+        let Self { node, batcher, rounds, duties } = self;
+        tasks.spawn(batcher.run(stop.clone()));
+        tasks.spawn(rounds.run(stop.clone()));
+        tasks.spawn(duties.run(stop.clone()));
+        tasks.spawn(node.election.clone().run(stop.clone()));
+        tasks.spawn(until(stop.clone(), bootstrap::complete_forming(door.clone(), node.clone())));
+        if !learner {
+            tasks.spawn(until(stop.clone(), members::seek_vote(door.clone(), node.clone())));
+        }
+        node
+    }
+}
+
+async fn until(mut stop: watch::Receiver<bool>, work: impl Future<Output = ()>) {
+    tokio::select! {
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = work => {}
+    }
+}

@@ -1,0 +1,506 @@
+//! The log as the library wants it, over a [`LogStore`].
+//!
+//! Job: one thread writes, in the order of the calls; everything queued when it wakes shares one barrier
+//! (group commit). Invariants, each of which loses data when broken:
+//!
+//! - An append is reported as flushed only after the barrier that covers it, and callbacks run in log order.
+//! - A vote is on the disk before anything that follows it is handed to the store, so no entry of a term
+//!   survives that the node could deny having voted for.
+//! - What is not written yet is always in the tail, so a reader never misses an entry between `append` and
+//!   the disk: the tail only sheds entries that the store has taken.
+//! - After the first error nothing more is written: every later call fails, and the core stops.
+//!
+//! Which index is committed is kept without a barrier of its own: it is a hint that lets a restarted node
+//! show its last known state (P1), and one that is too old only makes it show less until a leader is heard.
+
+use std::{
+    collections::VecDeque,
+    fmt::Debug,
+    io,
+    ops::{Bound, Range, RangeBounds},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
+    thread,
+    time::Instant,
+};
+
+use bytes::Bytes;
+use openraft::{
+    Entry, EntryPayload, LogId, LogState, OptionalSend, RaftLogReader, Vote,
+    storage::{LogFlushed, RaftLogStorage},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    TypeConfig,
+    convert::{self, Failure},
+};
+use crate::{
+    figures::Durations,
+    state::NodeId,
+    storage::{
+        LogStore, Meta, StorageError,
+        codec::{self, EntryRecord, LogPosition, VoteRecord},
+    },
+};
+
+/// Writes that wait for the writer. The core waits for each append itself, so this is hardly ever reached;
+/// when it is, the core waits.
+const WRITER_QUEUE: usize = 256;
+
+/// What the tail keeps in memory for the replication streams, so that they read no disk.
+const TAIL_ENTRIES_MAX: usize = 4096;
+const TAIL_BYTES_MAX: usize = 32 << 20;
+
+/// One AppendEntries carries at most this, or one entry: it must arrive within a heartbeat.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// The log, its votes and its hints. Clones share everything: the library reads through them.
+#[derive(Clone)]
+pub(crate) struct RaftLog {
+    shared: Arc<Shared>,
+    writer: mpsc::Sender<Write>,
+}
+
+struct Shared {
+    store: Arc<dyn LogStore>,
+    tail: Mutex<Tail>,
+}
+
+/// What is known without reading the disk.
+struct Tail {
+    /// The newest entries with their encoded sizes, without gaps.
+    entries: VecDeque<(Entry<TypeConfig>, usize)>,
+    bytes: usize,
+    last: Option<LogId<NodeId>>,
+    purged: Option<LogId<NodeId>>,
+    committed: Option<LogId<NodeId>>,
+    vote: Option<Vote<NodeId>>,
+}
+
+enum Write {
+    Append { first: u64, records: Vec<Bytes>, flushed: LogFlushed<TypeConfig> },
+    Vote { vote: Bytes, done: Done },
+    Committed { position: Bytes },
+    Truncate { from: u64, done: Done },
+    Purge { upto: u64, position: Bytes, done: Done },
+}
+
+type Done = oneshot::Sender<Result<(), StorageError>>;
+
+// === impl RaftLog ===
+
+impl RaftLog {
+    /// Reads what the store holds and starts the writer, whose thread ends when the last clone is dropped.
+    pub(crate) fn open(
+        store: Arc<dyn LogStore>,
+        fsync: Arc<Durations>,
+    ) -> Result<(Self, thread::JoinHandle<()>), StorageError> {
+        let tail = Tail::load(store.as_ref())?;
+        // A crash may have come between noting a purge and carrying it out.
+        if let Some(purged) = tail.purged.filter(|purged| store.indexes().start <= purged.index) {
+            store.purge(purged.index)?;
+        }
+        let shared = Arc::new(Shared { store, tail: Mutex::new(tail) });
+        let (writer, writes) = mpsc::channel(WRITER_QUEUE);
+        let own = shared.clone();
+        let thread = thread::Builder::new()
+            .name("raft-log".to_owned())
+            .spawn(move || Writer { shared: own, fsync, broken: false }.run(writes))
+            .map_err(|source| StorageError::Io { path: "the log's writer thread".into(), source })?;
+        Ok((Self { shared, writer }, thread))
+    }
+
+    async fn write(&self, write: Write) -> Result<(), Failure> {
+        self.writer.send(write).await.map_err(|_| convert::cannot_write(&gone()))
+    }
+
+    async fn write_and_wait(&self, write: impl FnOnce(Done) -> Write) -> Result<(), Failure> {
+        let (done, written) = oneshot::channel();
+        self.write(write(done)).await?;
+        match written.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(convert::cannot_write(&error)),
+            Err(_) => Err(convert::cannot_write(&gone())),
+        }
+    }
+
+    /// The entries of `range` that are there, up to `bytes_max` but at least one.
+    async fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry<TypeConfig>>, Failure> {
+        let on_disk = {
+            let tail = self.shared.tail();
+            let start = range.start.max(tail.purged.map_or(0, |purged| purged.index + 1));
+            let end = range.end.min(tail.next());
+            if start >= end {
+                return Ok(Vec::new());
+            }
+            match tail.first() {
+                Some(first) if first <= start => return Ok(tail.read(start..end, bytes_max)),
+                first => start..end.min(first.unwrap_or(end)),
+            }
+        };
+        let shared = self.shared.clone();
+        let (range, on_disk_end) = (on_disk.start..range.end, on_disk.end);
+        let mut entries = tokio::task::spawn_blocking(move || shared.read_disk(on_disk, bytes_max))
+            .await
+            .map_err(|error| convert::cannot_read(&error))?
+            .map_err(|error| convert::cannot_read(&error))?;
+        // What the disk did not hold is in the tail, unless it was removed meanwhile.
+        let next = entries.last().map_or(range.start, |entry| entry.log_id.index + 1);
+        if entries.is_empty() || (next == on_disk_end && bytes_max == usize::MAX) {
+            let tail = self.shared.tail();
+            let start = next.max(tail.first().unwrap_or(u64::MAX));
+            let end = range.end.min(tail.next());
+            if start < end && (entries.is_empty() || start == next) {
+                entries.extend(tail.read(start..end, bytes_max));
+            }
+        }
+        Ok(entries)
+    }
+}
+
+impl RaftLogReader<TypeConfig> for RaftLog {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry<TypeConfig>>, Failure> {
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(before) => before + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(last) => last + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        self.read(start..end, usize::MAX).await
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry<TypeConfig>>, Failure> {
+        self.read(start..end, READ_BYTES_MAX).await
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for RaftLog {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, Failure> {
+        let tail = self.shared.tail();
+        Ok(LogState { last_purged_log_id: tail.purged, last_log_id: tail.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote<NodeId>) -> Result<(), Failure> {
+        let record = codec::encode(&convert::vote_record(vote));
+        self.write_and_wait(|done| Write::Vote { vote: record, done }).await?;
+        self.shared.tail().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote<NodeId>>, Failure> {
+        Ok(self.shared.tail().vote)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId<NodeId>>) -> Result<(), Failure> {
+        self.shared.tail().committed = committed;
+        match committed {
+            None => Ok(()),
+            Some(id) => {
+                let position = codec::encode(&convert::position(id));
+                self.write(Write::Committed { position }).await
+            }
+        }
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId<NodeId>>, Failure> {
+        Ok(self.shared.tail().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<TypeConfig>) -> Result<(), Failure>
+    where
+        I: IntoIterator<Item = Entry<TypeConfig>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut records = Vec::new();
+        let mut first = None;
+        {
+            let mut tail = self.shared.tail();
+            for mut entry in entries {
+                if let EntryPayload::Normal(proposal) = &mut entry.payload
+                    && let Some(appended) = proposal.appended.take()
+                {
+                    appended.store(true, Ordering::Release);
+                }
+                let record = codec::encode(&convert::entry_record(&entry));
+                first.get_or_insert(entry.log_id.index);
+                tail.push(entry, record.len());
+                records.push(record);
+            }
+        }
+        match first {
+            Some(first) => self.write(Write::Append { first, records, flushed: callback }).await,
+            None => {
+                callback.log_io_completed(Ok(()));
+                Ok(())
+            }
+        }
+    }
+
+    async fn truncate(&mut self, log_id: LogId<NodeId>) -> Result<(), Failure> {
+        let from = log_id.index;
+        // Read first: the new last entry may lie on the disk only.
+        let before = match from.checked_sub(1) {
+            Some(last) => self.read(last..from, usize::MAX).await?.pop().map(|entry| entry.log_id),
+            None => None,
+        };
+        {
+            let mut tail = self.shared.tail();
+            tail.truncate(from);
+            tail.last = before.or(tail.purged);
+        }
+        self.write_and_wait(|done| Write::Truncate { from, done }).await
+    }
+
+    async fn purge(&mut self, log_id: LogId<NodeId>) -> Result<(), Failure> {
+        self.shared.tail().purge(log_id);
+        let position = codec::encode(&convert::position(log_id));
+        self.write_and_wait(|done| Write::Purge { upto: log_id.index, position, done }).await
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        // A panic while it was held is one of the core's own, which then stops.
+        self.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// In steps, so that a bounded read of a long range does not load all of it.
+    fn read_disk(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry<TypeConfig>>, StorageError> {
+        const STEP: u64 = 32;
+        let mut entries = Vec::new();
+        let mut bytes = 0;
+        let mut start = range.start;
+        while start < range.end && (entries.is_empty() || bytes < bytes_max) {
+            let end = range.end.min(start.saturating_add(STEP));
+            let records = self.store.read(start..end)?;
+            if records.is_empty() {
+                break;
+            }
+            start += records.len() as u64;
+            for record in records {
+                if !entries.is_empty() && bytes >= bytes_max {
+                    break;
+                }
+                bytes += record.len();
+                entries.push(convert::entry(decoded(&record)?));
+            }
+        }
+        Ok(entries)
+    }
+}
+
+// === impl Tail ===
+
+impl Tail {
+    fn load(store: &dyn LogStore) -> Result<Self, StorageError> {
+        let position = |meta| -> Result<Option<LogId<NodeId>>, StorageError> {
+            let Some(bytes) = store.get(meta)? else { return Ok(None) };
+            Ok(Some(convert::log_id(decoded::<LogPosition>(&bytes)?)))
+        };
+        let vote = match store.get(Meta::Vote)? {
+            Some(bytes) => Some(convert::vote(decoded::<VoteRecord>(&bytes)?)),
+            None => None,
+        };
+        let purged = position(Meta::Purged)?;
+        let indexes = store.indexes();
+        let last = match indexes.end.checked_sub(1).filter(|_| !indexes.is_empty()) {
+            Some(last) => store.read(last..last + 1)?.pop(),
+            None => None,
+        };
+        let last = match last {
+            Some(record) => Some(convert::log_id(decoded::<EntryRecord>(&record)?.position)),
+            None => None,
+        };
+        let last = last.max(purged);
+        let committed = position(Meta::Committed)?.min(last);
+        Ok(Self { entries: VecDeque::new(), bytes: 0, last, purged, committed, vote })
+    }
+
+    /// The index of the first entry in memory.
+    fn first(&self) -> Option<u64> {
+        self.entries.front().map(|(entry, _)| entry.log_id.index)
+    }
+
+    /// The index after the last entry.
+    fn next(&self) -> u64 {
+        self.last.map_or(0, |last| last.index + 1)
+    }
+
+    fn push(&mut self, entry: Entry<TypeConfig>, bytes: usize) {
+        self.last = Some(entry.log_id);
+        self.bytes += bytes;
+        self.entries.push_back((entry, bytes));
+    }
+
+    fn read(&self, range: Range<u64>, bytes_max: usize) -> Vec<Entry<TypeConfig>> {
+        let Some(first) = self.first() else { return Vec::new() };
+        let from = usize::try_from(range.start - first).unwrap_or(usize::MAX);
+        let count = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
+        let mut bytes = 0;
+        let mut entries = Vec::new();
+        for (entry, size) in self.entries.iter().skip(from).take(count) {
+            if !entries.is_empty() && bytes + size > bytes_max {
+                break;
+            }
+            bytes += size;
+            entries.push(entry.clone());
+        }
+        entries
+    }
+
+    /// The store has everything before `written`: what exceeds the bounds may go.
+    fn shed(&mut self, written: u64) {
+        while self.entries.len() > TAIL_ENTRIES_MAX || self.bytes > TAIL_BYTES_MAX {
+            match self.entries.front() {
+                Some((entry, _)) if entry.log_id.index < written => self.pop_front(),
+                _ => return,
+            }
+        }
+    }
+
+    fn pop_front(&mut self) {
+        if let Some((_, bytes)) = self.entries.pop_front() {
+            self.bytes -= bytes;
+        }
+    }
+
+    fn truncate(&mut self, from: u64) {
+        while self.entries.back().is_some_and(|(entry, _)| entry.log_id.index >= from) {
+            if let Some((_, bytes)) = self.entries.pop_back() {
+                self.bytes -= bytes;
+            }
+        }
+    }
+
+    fn purge(&mut self, upto: LogId<NodeId>) {
+        while self.entries.front().is_some_and(|(entry, _)| entry.log_id.index <= upto.index) {
+            self.pop_front();
+        }
+        self.purged = self.purged.max(Some(upto));
+        self.last = self.last.max(self.purged);
+    }
+}
+
+/// The one thread that writes.
+struct Writer {
+    shared: Arc<Shared>,
+    fsync: Arc<Durations>,
+    /// The disk failed once: what follows an unwritten record must not be written.
+    broken: bool,
+}
+
+// === impl Writer ===
+
+impl Writer {
+    fn run(mut self, mut writes: mpsc::Receiver<Write>) {
+        let mut appended = Vec::new();
+        while let Some(write) = writes.blocking_recv() {
+            self.write(write, &mut appended);
+            while let Ok(write) = writes.try_recv() {
+                self.write(write, &mut appended);
+            }
+            self.flush(&mut appended);
+        }
+    }
+
+    /// Carries out one write; appends wait in `appended` for the barrier that they share.
+    fn write(&mut self, write: Write, appended: &mut Vec<LogFlushed<TypeConfig>>) {
+        match write {
+            Write::Append { first, records, flushed } => {
+                match self.attempt(|store| store.append(first, &records)) {
+                    Ok(()) => {
+                        self.shared.tail().shed(first + records.len() as u64);
+                        appended.push(flushed);
+                    }
+                    Err(error) => flushed.log_io_completed(Err(io::Error::other(error.to_string()))),
+                }
+            }
+            Write::Vote { vote, done } => {
+                let put = self.attempt(|store| store.put(Meta::Vote, Some(&vote)));
+                let result = put.and_then(|()| self.barrier());
+                // The barrier covers what was appended before, which may be told first.
+                match &result {
+                    Ok(()) => appended.drain(..).for_each(|flushed| flushed.log_io_completed(Ok(()))),
+                    Err(_) => self.flush(appended),
+                }
+                answer(done, result);
+            }
+            Write::Committed { position } => {
+                // Only a hint; a disk that fails is noticed at the next append.
+                let _ = self.attempt(|store| store.put(Meta::Committed, Some(&position)));
+            }
+            Write::Truncate { from, done } => answer(done, self.attempt(|store| store.truncate(from))),
+            Write::Purge { upto, position, done } => {
+                // Noted first: a log whose beginning is gone without a note cannot be opened.
+                let noted = self.attempt(|store| store.put(Meta::Purged, Some(&position)));
+                answer(done, noted.and_then(|()| self.attempt(|store| store.purge(upto))));
+            }
+        }
+    }
+
+    fn flush(&mut self, appended: &mut Vec<LogFlushed<TypeConfig>>) {
+        if appended.is_empty() {
+            return;
+        }
+        let result = self.barrier().map_err(|error| error.to_string());
+        for flushed in appended.drain(..) {
+            flushed.log_io_completed(result.clone().map_err(io::Error::other));
+        }
+    }
+
+    fn barrier(&mut self) -> Result<(), StorageError> {
+        let begun = Instant::now();
+        let result = self.attempt(LogStore::barrier);
+        self.fsync.record(begun.elapsed());
+        result
+    }
+
+    fn attempt(
+        &mut self,
+        write: impl FnOnce(&dyn LogStore) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        if self.broken {
+            let source = io::Error::other("an earlier write failed, nothing is written after it");
+            return Err(StorageError::Io { path: "log".into(), source });
+        }
+        let result = write(self.shared.store.as_ref());
+        if let Err(error) = &result {
+            tracing::error!(%error, "the log cannot be written, this node stops");
+            self.broken = true;
+        }
+        result
+    }
+}
+
+/// The core that asked may be gone already.
+fn answer(done: Done, result: Result<(), StorageError>) {
+    let _ = done.send(result);
+}
+
+fn gone() -> io::Error {
+    io::Error::other("the log's writer has ended")
+}
+
+fn decoded<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, StorageError> {
+    codec::decode("a record of the log", bytes)
+        .map_err(|error| StorageError::Damaged { path: "log".into(), problem: error.to_string() })
+}

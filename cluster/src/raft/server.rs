@@ -1,0 +1,354 @@
+//! The peers' calls.
+//!
+//! Job: checks who calls and whom they mean, then hands each call to its owner: Raft's own to the core, the
+//! others to `batch`, `reads`, `leader`, `bootstrap` and `members`. Invariants: nothing of a message is looked
+//! at before its metadata; a refusal is logged once for each kind and not once per call; what is refused with
+//! `FAILED_PRECONDITION` or `RESOURCE_EXHAUSTED` has certainly not been written.
+
+use std::{
+    collections::BTreeSet,
+    net::TcpListener,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use gogate_proto::v1::{
+    self,
+    peer_server::{Peer, PeerServer},
+};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
+use tokio::sync::{Semaphore, watch};
+use tonic::{
+    Request, Response, Status,
+    metadata::MetadataMap,
+    transport::{Server, server::TcpIncoming},
+};
+
+use super::{Core, convert};
+use crate::{
+    bootstrap::Door,
+    handle::ProposeError,
+    node::Node,
+    state::{Command, Heartbeat},
+    storage::codec,
+};
+
+pub(super) const META_SECRET: &str = "gogate-secret";
+pub(super) const META_CLUSTER: &str = "gogate-cluster";
+pub(super) const META_TARGET: &str = "gogate-target";
+pub(super) const META_INCARNATION: &str = "gogate-incarnation";
+
+/// The largest message: a full batch of the largest commands with its frame.
+pub(super) const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// Calls of one connection at once; further ones wait for their turn.
+const CALLS_PER_CONNECTION: usize = 256;
+
+/// Batches of other nodes in hand at once; beyond, they are told to come again.
+const PROPOSALS_MAX: usize = 64;
+
+/// Heartbeats of one call.
+const HEARTBEATS_MAX: usize = 200_000;
+
+/// The longest that a call may ask to wait.
+const TIMEOUT_MAX: Duration = Duration::from_secs(120);
+
+/// The gRPC service of a node, from before it has an identity until it stops.
+#[derive(Clone)]
+pub(crate) struct Service {
+    door: Arc<Door>,
+    proposals: Arc<Semaphore>,
+    refused: Arc<Mutex<BTreeSet<String>>>,
+}
+
+/// Serves `listener` until `stop` turns true. Calls that wait then are dropped.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    door: Arc<Door>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), String> {
+    listener.set_nonblocking(true).map_err(|error| error.to_string())?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let service =
+        Service { door, proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)), refused: Arc::default() };
+    let service = PeerServer::new(service)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
+        .initial_stream_window_size(Some(super::network::WINDOW_BYTES))
+        .initial_connection_window_size(Some(super::network::WINDOW_BYTES))
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming, async move {
+            let _ = stop.wait_for(|stop| *stop).await;
+        })
+        .await
+        .map_err(|error| error.to_string())
+}
+
+// === impl Service ===
+
+impl Service {
+    /// Whether the caller may speak at all.
+    fn check_secret(&self, metadata: &MetadataMap) -> Result<(), Status> {
+        let Some(secret) = self.door.secret() else { return Ok(()) };
+        let given = metadata.get(META_SECRET).map(|value| value.as_encoded_bytes());
+        if given.is_some_and(|given| equal_in_constant_time(given, secret.as_bytes())) {
+            return Ok(());
+        }
+        let given = if given.is_none() { "no secret" } else { "another secret" };
+        Err(self.refuse(Status::unauthenticated(format!(
+            "node `{}` does not let a peer in that has {given}: give all nodes the same `peer.secret_file`",
+            self.door.name()
+        ))))
+    }
+
+    /// The node that runs here, if it is the one that is meant.
+    fn check(&self, metadata: &MetadataMap) -> Result<Arc<Node>, Status> {
+        self.check_secret(metadata)?;
+        let identity = self.door.identity();
+        let text = |name| metadata.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let number = |name| text(name).parse::<u64>().unwrap_or_default();
+        let Some(node) = self.door.node() else {
+            return Err(Status::unavailable(format!(
+                "node `{}` is not part of a cluster yet",
+                self.door.name()
+            )));
+        };
+        if text(META_CLUSTER) != identity.cluster_uuid {
+            return Err(self.refuse(Status::permission_denied(format!(
+                "node `{}` belongs to cluster {}, not to {}",
+                self.door.name(),
+                identity.cluster_uuid,
+                text(META_CLUSTER)
+            ))));
+        }
+        if number(META_TARGET) != identity.node || number(META_INCARNATION) != identity.incarnation {
+            return Err(self.refuse(Status::not_found(format!(
+                "node {} of incarnation {:x} is no more: here is node {} of incarnation {:x}",
+                number(META_TARGET),
+                number(META_INCARNATION),
+                identity.node,
+                identity.incarnation
+            ))));
+        }
+        Ok(node)
+    }
+
+    /// Logs each kind of refusal once.
+    fn refuse(&self, status: Status) -> Status {
+        const KINDS_MAX: usize = 64;
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() < KINDS_MAX && refused.insert(status.message().to_owned()) {
+            tracing::warn!("a peer was refused: {}", status.message());
+        }
+        status
+    }
+}
+
+fn equal_in_constant_time(left: &[u8], right: &[u8]) -> bool {
+    let differing = left.iter().zip(right).fold(0, |differing, (left, right)| differing | (left ^ right));
+    left.len() == right.len() && std::hint::black_box(differing) == 0
+}
+
+fn missing(what: &str) -> Status {
+    Status::invalid_argument(format!("the message has no {what}"))
+}
+
+fn stopped(error: &impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("this node has stopped: {error}"))
+}
+
+#[tonic::async_trait]
+impl Peer for Service {
+    async fn append_entries(
+        &self,
+        request: Request<v1::AppendRequest>,
+    ) -> Result<Response<v1::AppendReply>, Status> {
+        let node = self.check(request.metadata())?;
+        let message = request.into_inner();
+        let vote = convert::message_vote(&message.vote.ok_or_else(|| missing("vote"))?);
+        let mut entries = Vec::with_capacity(message.entries.len());
+        for bytes in &message.entries {
+            let record = codec::decode("an entry", bytes)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            entries.push(convert::entry(record));
+        }
+        // Noted before the disk has it: a slow disk here is no reason to depose whoever sent this.
+        node.core.note_leader(&vote, &node.heard);
+        let request = AppendEntriesRequest {
+            vote,
+            prev_log_id: message.previous.as_ref().map(convert::message_log_id),
+            entries,
+            leader_commit: message.commit.as_ref().map(convert::message_log_id),
+        };
+        let response = node.core.raft.append_entries(request).await.map_err(|error| stopped(&error))?;
+        use v1::append_reply::Result as Reply;
+        let result = match response {
+            AppendEntriesResponse::Success => Reply::Success(true),
+            AppendEntriesResponse::PartialSuccess(Some(id)) => Reply::Partial(convert::log_id_message(id)),
+            AppendEntriesResponse::PartialSuccess(None) => return Err(Status::internal("nothing matched")),
+            AppendEntriesResponse::Conflict => Reply::Conflict(true),
+            AppendEntriesResponse::HigherVote(vote) => Reply::HigherVote(convert::vote_message(&vote)),
+        };
+        if !matches!(result, Reply::HigherVote(_)) {
+            node.heard.leader();
+        }
+        Ok(Response::new(v1::AppendReply { result: Some(result) }))
+    }
+
+    async fn vote(&self, request: Request<v1::VoteRequest>) -> Result<Response<v1::VoteReply>, Status> {
+        let node = self.check(request.metadata())?;
+        let message = request.into_inner();
+        let request = VoteRequest {
+            vote: convert::message_vote(&message.vote.ok_or_else(|| missing("vote"))?),
+            last_log_id: message.last_log.as_ref().map(convert::message_log_id),
+        };
+        let response = node.core.raft.vote(request).await.map_err(|error| stopped(&error))?;
+        if response.vote_granted {
+            node.heard.candidate();
+        }
+        Ok(Response::new(v1::VoteReply {
+            vote: Some(convert::vote_message(&response.vote)),
+            granted: response.vote_granted,
+            last_log: response.last_log_id.map(convert::log_id_message),
+        }))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<v1::SnapshotChunk>,
+    ) -> Result<Response<v1::SnapshotReply>, Status> {
+        let node = self.check(request.metadata())?;
+        let message = request.into_inner();
+        let record = codec::decode("a snapshot's description", &message.meta)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let vote = convert::message_vote(&message.vote.ok_or_else(|| missing("vote"))?);
+        node.core.note_leader(&vote, &node.heard);
+        let request = InstallSnapshotRequest {
+            vote,
+            meta: convert::snapshot_meta(record),
+            offset: message.offset,
+            data: message.data.into(),
+            done: message.done,
+        };
+        let response = node.core.raft.install_snapshot(request).await;
+        let response = response.map_err(|error| Status::aborted(error.to_string()))?;
+        Ok(Response::new(v1::SnapshotReply { vote: Some(convert::vote_message(&response.vote)) }))
+    }
+
+    async fn pre_vote(
+        &self,
+        request: Request<v1::VoteRequest>,
+    ) -> Result<Response<v1::PreVoteReply>, Status> {
+        let node = self.check(request.metadata())?;
+        let last_log = request.into_inner().last_log.as_ref().map(convert::message_position);
+        let refusal = node.election.would_vote(last_log);
+        Ok(Response::new(v1::PreVoteReply {
+            granted: refusal.is_none(),
+            reason: refusal.unwrap_or_default().to_owned(),
+        }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<v1::ProposeRequest>,
+    ) -> Result<Response<v1::ProposeReply>, Status> {
+        let node = self.check(request.metadata())?;
+        let message = request.into_inner();
+        let _permit = self
+            .proposals
+            .try_acquire()
+            .map_err(|_| Status::resource_exhausted("too many writes are waiting on the leader"))?;
+        let mut commands = Vec::with_capacity(message.commands.len());
+        for bytes in &message.commands {
+            let command = codec::decode("a command", bytes).map_err(|error| {
+                Status::invalid_argument(format!(
+                    "{error}: update the leader before the others use what it lacks"
+                ))
+            })?;
+            if matches!(command, Command::Tick { .. }) {
+                return Err(Status::invalid_argument("ticks are the leader's own"));
+            }
+            commands.push(command);
+        }
+        let timeout = Duration::from_millis(message.timeout_ms).min(TIMEOUT_MAX);
+        let outcomes =
+            node.proposer.propose_as_leader(commands, timeout).await.map_err(|error| match error {
+                ProposeError::NotDone { reason } => Status::failed_precondition(reason),
+                ProposeError::Unknown { .. } => Status::deadline_exceeded(error.to_string()),
+            })?;
+        Ok(Response::new(v1::ProposeReply { outcomes: outcomes.iter().map(codec::encode).collect() }))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<v1::ReadIndexRequest>,
+    ) -> Result<Response<v1::ReadIndexReply>, Status> {
+        let node = self.check(request.metadata())?;
+        let index = node.core.read_index().await.map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::ReadIndexReply { index }))
+    }
+
+    async fn heartbeats(
+        &self,
+        request: Request<v1::HeartbeatsRequest>,
+    ) -> Result<Response<v1::HeartbeatsReply>, Status> {
+        let node = self.check(request.metadata())?;
+        let message = request.into_inner();
+        if message.heartbeats.len() > HEARTBEATS_MAX {
+            return Err(Status::resource_exhausted(format!(
+                "more than {HEARTBEATS_MAX} heartbeats in one call"
+            )));
+        }
+        let heartbeats = message
+            .heartbeats
+            .into_iter()
+            .map(|beat| Heartbeat { id: beat.id.into(), epoch: beat.epoch, age_ms: beat.age_ms })
+            .collect();
+        node.inbox.put(heartbeats, Instant::now()).map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::HeartbeatsReply {}))
+    }
+
+    async fn identify(
+        &self,
+        request: Request<v1::IdentifyRequest>,
+    ) -> Result<Response<v1::IdentifyReply>, Status> {
+        self.check_secret(request.metadata())?;
+        Ok(Response::new(self.door.identify().await))
+    }
+
+    async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<v1::AdoptReply>, Status> {
+        self.check_secret(request.metadata())?;
+        let reason = self.door.adopt(request.into_inner()).await.err();
+        Ok(Response::new(v1::AdoptReply { adopted: reason.is_none(), reason: reason.unwrap_or_default() }))
+    }
+
+    async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
+        self.check_secret(request.metadata())?;
+        let Some(node) = self.door.node() else {
+            return Err(Status::unavailable(format!(
+                "node `{}` is not part of a cluster yet",
+                self.door.name()
+            )));
+        };
+        Ok(Response::new(node.members.join(request.into_inner()).await))
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
+        let node = self.check(request.metadata())?;
+        Ok(Response::new(node.status_reply()))
+    }
+}
+
+// === impl Core ===
+
+impl Core {
+    /// Notes that a leader of at least the current vote was heard.
+    fn note_leader(&self, vote: &openraft::Vote<crate::state::NodeId>, heard: &crate::election::Heard) {
+        if *vote >= self.raft.server_metrics().borrow().vote {
+            heard.leader();
+        }
+    }
+}

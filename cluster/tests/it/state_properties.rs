@@ -1,0 +1,326 @@
+//! The replicated state under generated sequences of commands, beside a model that knows the real time.
+//!
+//! Two replicas with one log hold equal bytes; a snapshot and the rest of the log make what the whole log
+//! makes; the invariants hold after every step; and nothing expires early (P6), whatever the leaders do.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use gogate_cluster::{
+    state::{
+        Change, ChangeKind, Command, HISTORY, Heartbeat, NewDocument, NewNode, NodeId, Outcome, Registration,
+        State,
+    },
+    storage::codec::{decode, encode},
+};
+use proptest::{collection::vec, option, prelude::*};
+
+/// What happens, as the world sees it. Small ranges, so that things meet.
+#[derive(Debug, Clone)]
+enum Event {
+    Wait {
+        ms: u64,
+    },
+    Tick,
+    /// A tick that is stamped and never agreed on.
+    LoseTick,
+    /// Another leader; the beats that the old one gathered may be sent to it again.
+    Lead {
+        keeps_beats: bool,
+    },
+    Register {
+        id: u8,
+        name: u8,
+        ttl_ms: u64,
+    },
+    Deregister {
+        id: u8,
+    },
+    /// A beat is heard; of an earlier life, if `stale`.
+    Beat {
+        id: u8,
+        stale: bool,
+    },
+    Put {
+        expected: Option<u64>,
+        content: u8,
+    },
+    Rollback {
+        to: u64,
+    },
+    Admit {
+        incarnation: u64,
+        id: Option<NodeId>,
+    },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        6 => (0..3500u64).prop_map(|ms| Event::Wait { ms }),
+        6 => Just(Event::Tick),
+        1 => Just(Event::LoseTick),
+        1 => any::<bool>().prop_map(|keeps_beats| Event::Lead { keeps_beats }),
+        4 => (0..6u8, 0..3u8, prop_oneof![Just(0), 1..8000u64])
+            .prop_map(|(id, name, ttl_ms)| Event::Register { id, name, ttl_ms }),
+        1 => (0..6u8).prop_map(|id| Event::Deregister { id }),
+        4 => (0..6u8, any::<bool>()).prop_map(|(id, stale)| Event::Beat { id, stale }),
+        2 => (option::of(0..80u64), 0..3u8).prop_map(|(expected, content)| Event::Put { expected, content }),
+        1 => (0..80u64).prop_map(|to| Event::Rollback { to }),
+        1 => (0..5u64, option::of(0..4u64)).prop_map(|(incarnation, id)| Event::Admit { incarnation, id }),
+    ]
+}
+
+/// A life as the world knows it.
+#[derive(Debug, Clone)]
+struct Life {
+    epoch: u64,
+    ttl_ms: u64,
+    heard_ms: u64,
+    /// What the state said last, to see that its clock never goes back.
+    expires_in_ms: Option<u64>,
+}
+
+/// The world: real time, the leader's clock, what is on its way, and what must be true.
+#[derive(Default)]
+struct World {
+    now_ms: u64,
+    ticked_ms: Option<u64>,
+    /// Instance, epoch, when it was heard.
+    beats: Vec<(u8, u64, u64)>,
+    lives: BTreeMap<u8, Life>,
+    epochs: BTreeMap<u8, Vec<u64>>,
+    admitted: BTreeMap<NodeId, u64>,
+    index: u64,
+    version: u64,
+}
+
+fn id(number: u8) -> Arc<str> {
+    format!("i{number}").into()
+}
+
+impl World {
+    /// The command that the leader makes of an event, with its time since its last tick.
+    fn command(&mut self, event: &Event) -> Option<(Command, u64)> {
+        let since_tick_ms = self.ticked_ms.map_or(0, |ticked_ms| self.now_ms - ticked_ms);
+        let command = match *event {
+            Event::Wait { ms } => {
+                self.now_ms += ms;
+                return None;
+            }
+            Event::LoseTick => {
+                self.ticked_ms = Some(self.now_ms);
+                return None;
+            }
+            Event::Lead { keeps_beats } => {
+                self.ticked_ms = None;
+                if !keeps_beats {
+                    self.beats.clear();
+                }
+                return None;
+            }
+            Event::Beat { id, stale } => {
+                let mut epochs = self.epochs.get(&id).into_iter().flatten().rev();
+                if let Some(epoch) = epochs.nth(usize::from(stale)) {
+                    self.beats.push((id, *epoch, self.now_ms));
+                }
+                return None;
+            }
+            Event::Tick => {
+                self.ticked_ms = Some(self.now_ms);
+                let heartbeats = self.beats.iter().map(|(number, epoch, heard_ms)| Heartbeat {
+                    id: id(*number),
+                    epoch: *epoch,
+                    age_ms: self.now_ms - heard_ms,
+                });
+                Command::Tick { elapsed_ms: since_tick_ms, heartbeats: heartbeats.collect() }
+            }
+            Event::Register { id: number, name, ttl_ms } => Command::Register(Registration {
+                id: id(number),
+                name: format!("s{name}").into(),
+                address: "10.0.0.1:80".to_owned(),
+                ttl_ms,
+                weight: 1,
+                metadata: BTreeMap::new(),
+                tags: Vec::new(),
+            }),
+            Event::Deregister { id: number } => Command::Deregister { id: id(number) },
+            Event::Put { expected, content } => Command::PutDocument(NewDocument {
+                expected,
+                content: format!("routes: {content}").into(),
+                by: "a test".to_owned(),
+                at_ms: self.now_ms,
+            }),
+            Event::Rollback { to } => {
+                Command::RollbackDocument { to, expected: None, by: "a test".to_owned(), at_ms: self.now_ms }
+            }
+            Event::Admit { incarnation, id } => {
+                Command::AdmitNode(NewNode { name: format!("n{incarnation}"), incarnation, id })
+            }
+        };
+        Some((command, since_tick_ms))
+    }
+
+    /// What the world learns from an outcome, and whether it is a possible one.
+    fn judge(&mut self, event: &Event, outcome: &Outcome, changes: &[Change]) {
+        for change in changes {
+            self.index += 1;
+            assert_eq!(change.index, self.index, "changes are numbered without gaps");
+        }
+        match (event, outcome) {
+            (Event::Tick, Outcome::Ticked) => self.judge_tick(changes),
+            (Event::Register { id, ttl_ms, .. }, Outcome::Registered { instance, created, .. }) => {
+                assert_eq!(instance.epoch, self.index, "a life is named after the index at which it begins");
+                let life = Life {
+                    epoch: instance.epoch,
+                    ttl_ms: *ttl_ms,
+                    heard_ms: self.now_ms,
+                    expires_in_ms: None,
+                };
+                assert_eq!(self.lives.insert(*id, life).is_none(), *created);
+                self.epochs.entry(*id).or_default().push(instance.epoch);
+            }
+            (Event::Deregister { id }, Outcome::Deregistered { index }) => {
+                assert_eq!(*index, self.index);
+                assert!(self.lives.remove(id).is_some());
+            }
+            (Event::Deregister { id }, Outcome::Refused(_)) => assert!(!self.lives.contains_key(id)),
+            (Event::Put { expected, .. }, Outcome::Documented { version, changed }) => {
+                assert!(expected.is_none_or(|expected| expected == self.version));
+                assert_eq!(*version, self.version + u64::from(*changed), "versions count up by one");
+                self.version = *version;
+            }
+            (Event::Put { expected, .. }, Outcome::Refused(_)) => assert_ne!(*expected, Some(self.version)),
+            (Event::Rollback { .. }, Outcome::Documented { version, changed }) => {
+                assert_eq!(*version, self.version + u64::from(*changed));
+                self.version = *version;
+            }
+            (Event::Rollback { to }, Outcome::Refused(_)) => {
+                assert!(*to == 0 || *to > self.version || *to + HISTORY as u64 <= self.version);
+            }
+            (Event::Admit { incarnation, .. }, Outcome::Admitted { node }) => {
+                assert_eq!(
+                    *self.admitted.entry(*node).or_insert(*incarnation),
+                    *incarnation,
+                    "an id is given once"
+                );
+                assert_ne!(*node, 0);
+            }
+            (Event::Admit { id, .. }, Outcome::Refused(_)) => {
+                assert!(id.is_some_and(|id| id == 0 || self.admitted.contains_key(&id)));
+            }
+            (event, outcome) => panic!("{event:?} made {outcome:?}"),
+        }
+    }
+
+    fn judge_tick(&mut self, changes: &[Change]) {
+        for (number, epoch, heard_ms) in std::mem::take(&mut self.beats) {
+            if let Some(life) = self.lives.get_mut(&number).filter(|life| life.epoch == epoch) {
+                life.heard_ms = life.heard_ms.max(heard_ms);
+                life.expires_in_ms = None;
+            }
+        }
+        for change in changes {
+            let ChangeKind::Expired(instance) = &change.kind else { panic!("a tick made {change:?}") };
+            let number = instance.id[1..].parse().unwrap();
+            let life = self.lives.remove(&number).expect("it lived");
+            let due_ms = life.heard_ms + life.ttl_ms;
+            assert!(self.now_ms >= due_ms, "{} expired {} ms early", instance.id, due_ms - self.now_ms);
+            assert_ne!(life.ttl_ms, 0, "it lives for ever");
+        }
+    }
+}
+
+// === invariants ===
+
+fn invariant_the_lives_are_those_of_the_world(state: &State, world: &World) {
+    let lives: Vec<_> =
+        state.registry().iter().map(|instance| (instance.id.clone(), instance.epoch)).collect();
+    let expected: Vec<_> = world.lives.iter().map(|(number, life)| (id(*number), life.epoch)).collect();
+    assert_eq!(lives, expected);
+    assert_eq!(state.registry().len(), expected.len());
+}
+
+fn invariant_the_indexes_tell_of_the_same_instances(state: &State) {
+    let registry = state.registry();
+    let mut listed = 0;
+    for (name, count) in registry.services() {
+        let instances: Vec<_> = registry.of_service(name).collect();
+        assert_eq!(instances.len(), count);
+        assert!(count > 0, "a service without instances is not listed");
+        assert!(instances.iter().all(|instance| instance.name == *name));
+        listed += count;
+    }
+    assert_eq!(listed, registry.len());
+    for instance in registry.iter() {
+        assert_eq!(state.expires_in_ms(&instance.id).is_some(), instance.ttl_ms > 0);
+    }
+    // The indexes are not in the bytes: they are rebuilt, and equal those that were kept step by step.
+    let decoded: State = decode("a state", &encode(state)).unwrap();
+    assert_eq!(decoded, *state);
+}
+
+fn invariant_the_clock_never_goes_back(state: &State, world: &mut World) {
+    for (number, life) in &mut world.lives {
+        let left = state.expires_in_ms(&id(*number));
+        if let (Some(before), Some(now)) = (life.expires_in_ms, left) {
+            assert!(now <= before, "i{number} had {before} ms left, and has {now}");
+        }
+        life.expires_in_ms = left;
+    }
+}
+
+fn invariant_versions_count_up(state: &State, world: &World) {
+    let versions: Vec<_> = state.documents().iter().map(|document| document.version).collect();
+    let oldest = (world.version + 1).saturating_sub(HISTORY as u64).max(1);
+    assert_eq!(versions, (oldest..=world.version).collect::<Vec<_>>());
+}
+
+// === properties ===
+
+#[derive(Default)]
+struct Run {
+    world: World,
+    log: Vec<(Command, u64)>,
+    state: State,
+    twin: State,
+}
+
+impl Run {
+    fn step(&mut self, event: &Event) {
+        let Some((command, since_tick_ms)) = self.world.command(event) else { return };
+        let (mut changes, mut twins) = (Vec::new(), Vec::new());
+        let outcome = self.state.apply(command.clone(), since_tick_ms, &mut changes);
+        assert_eq!(self.twin.apply(command.clone(), since_tick_ms, &mut twins), outcome);
+        assert_eq!(changes, twins);
+        self.log.push((command, since_tick_ms));
+        self.world.judge(event, &outcome, &changes);
+        assert_eq!(self.state.index(), self.world.index);
+        assert_eq!(encode(&self.state), encode(&self.twin), "two replicas with one log hold equal bytes");
+        invariant_the_lives_are_those_of_the_world(&self.state, &self.world);
+        invariant_the_indexes_tell_of_the_same_instances(&self.state);
+        invariant_the_clock_never_goes_back(&self.state, &mut self.world);
+        invariant_versions_count_up(&self.state, &self.world);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn whatever_happens_the_invariants_hold(events in vec(event(), 1..150), cut in 0..150usize) {
+        let mut run = Run::default();
+        let mut snapshot = None;
+        for (at, event) in events.iter().enumerate() {
+            if at == cut {
+                snapshot = Some((run.log.len(), encode(&run.state)));
+            }
+            run.step(event);
+        }
+        if let Some((len, bytes)) = snapshot {
+            let mut restored: State = decode("a state", &bytes).unwrap();
+            for (command, since_tick_ms) in run.log.split_off(len) {
+                restored.apply(command, since_tick_ms, &mut Vec::new());
+            }
+            prop_assert_eq!(encode(&restored), encode(&run.state), "snapshot and replay make the same");
+        }
+    }
+}

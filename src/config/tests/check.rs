@@ -1,0 +1,653 @@
+//! One table of inputs and exact messages a rule; then documents from people who mean harm.
+
+use std::time::Instant;
+
+use super::*;
+
+/// The problems of a document, one a line as `gogate check` prints them; nothing when it is valid.
+fn check(text: &str, expected: &str) {
+    let problems = match document(text) {
+        Ok(_) => String::new(),
+        Err(problems) => problems.iter().map(|p| p.in_file("f") + "\n").collect(),
+    };
+    let expected: String = expected.lines().map(|line| line.trim_start().to_owned() + "\n").collect();
+    assert_eq!(problems, expected, "for the document:\n{text}");
+}
+
+/// The same for a document whose line 1 declares listeners `web` and `secure`, and line 2 services `api` and `cart`.
+fn check_route(route: &str, expected: &str) {
+    let head = "listeners: { web: { address: '0.0.0.0:80' }, secure: { address: '0.0.0.0:81' } }\n\
+                services: { api: {}, cart: {} }\nroutes:\n";
+    check(&format!("{head}{route}"), expected);
+}
+
+fn valid(text: &str) -> Document {
+    document(text).unwrap_or_else(|problems| panic!("{problems:#?}"))
+}
+
+#[test]
+fn a_document_with_every_key_becomes_what_it_says() {
+    let document = valid(
+        "listeners:
+  web: { address: '0.0.0.0:8080' }
+  v6: { address: '[::1]:0' }
+services:
+  api:
+    balance: round_robin
+    endpoints: [{ address: '10.0.0.1:9000', weight: 5 }, { address: 'Api.Internal:80' }, { address: '[::1]:80' }]
+    timeouts: { connect: 250ms, request: 5s, idle: 1m }
+    pool: { max_idle: 0, idle_timeout: 10s, max_connections: 7 }
+  cart: {}
+  late:
+routes:
+  - name: one
+    listeners: [web]
+    match: { host: API.example.com, path_prefix: /v1, methods: [GET, POST] }
+    service: api
+    timeout: 15s
+  - { name: two, match: { host: '*.Example.com', path: /a%20b/ }, service: cart }
+  - { name: three, match: { path_prefix: / }, service: late }
+trusted_proxies: [10.0.0.0/8, '::1', 192.168.1.1]
+limits: { header_bytes: 64KiB, headers: 50, uri_bytes: 1024, body_bytes: 10MB, header_timeout: 1s, connections: 9 }
+",
+    );
+    assert_eq!(document.listeners["web"].address, "0.0.0.0:8080".parse().unwrap());
+    assert_eq!(document.listeners["v6"].address, "[::1]:0".parse().unwrap());
+    let api = &document.services["api"];
+    let endpoints: Vec<_> = api.endpoints.iter().map(|e| (e.address.as_str(), e.weight)).collect();
+    assert_eq!(endpoints, [("10.0.0.1:9000", 5), ("api.internal:80", 1), ("[::1]:80", 1)]);
+    let [connect, request, idle] = [250, 5_000, 60_000].map(Duration::from_millis);
+    assert_eq!(api.timeouts, Timeouts { connect, request, idle });
+    let idle_timeout = Duration::from_secs(10);
+    assert_eq!(api.pool, Pool { max_idle: 0, idle_timeout, max_connections: 7 });
+    assert_eq!(document.services["late"].timeouts, Timeouts::default());
+    let one = &document.routes[0];
+    assert_eq!(
+        (one.name.as_str(), one.service.as_str(), &one.listeners[..]),
+        ("one", "api", &["web".into()][..])
+    );
+    assert_eq!(one.timeout, Some(Duration::from_secs(15)));
+    assert_eq!(one.matches.host, HostPattern::Exact("api.example.com".into()));
+    assert_eq!(one.matches.path, PathPattern::Prefix("/v1".into()));
+    assert_eq!(one.matches.methods, ["GET", "POST"]);
+    assert_eq!(document.routes[1].matches.host, HostPattern::Wildcard("example.com".into()));
+    assert_eq!(document.routes[1].matches.path, PathPattern::Exact("/a%20b/".into()));
+    assert_eq!(document.routes[2].matches, Match::default());
+    assert_eq!(document.trusted_proxies.len(), 3);
+    assert_eq!(document.trusted_proxies[1].prefix, 128);
+    let limits = &document.limits;
+    assert_eq!((limits.header_bytes, limits.headers, limits.uri_bytes), (64 << 10, 50, 1024));
+    assert_eq!((limits.body_bytes, limits.connections), (Some(10_000_000), 9));
+}
+
+#[test]
+fn json_is_read_like_yaml() {
+    let json = r#"{"services": {"api": {"endpoints": [{"address": "10.0.0.1:80", "weight": 2}]}},
+	"routes": [{"name": "a", "match": {"path": "\/x", "methods": ["GET"]}, "service": "api"}], "limits": null}"#;
+    let document = valid(json);
+    assert_eq!(document.routes[0].matches.path, PathPattern::Exact("/x".into()));
+    assert_eq!(document.limits, Limits::default());
+    check(
+        "{\n\"services\": {\n\"api\": {\"endpoint\": []}}}",
+        "f:3: services.api.endpoint: unknown key `endpoint` (did you mean `endpoints`?)",
+    );
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let document = valid("services: { api: {} }");
+    assert_eq!(document.listeners, default_listeners());
+    assert!(document.routes.is_empty());
+    assert_eq!(valid("listeners: {}").listeners.len(), 0);
+    assert_eq!(document.limits, Limits::default());
+}
+
+#[test]
+fn the_examples_are_valid() {
+    assert_eq!(valid(EXAMPLE).routes.len(), 1);
+    let document = valid(include_str!("../../../docs/examples/gateway.yaml"));
+    assert!(document.routes.len() >= 3);
+}
+
+#[test]
+fn every_key_is_in_the_documentation() {
+    let page = include_str!("../../../docs/configuration.md");
+    let keys = [TOP, LISTENER, SERVICE, ENDPOINT, TIMEOUTS, POOL, ROUTE, MATCH, LIMITS];
+    let mentions = |key: &str| {
+        page.match_indices(key).any(|(at, _)| {
+            let before = page[..at].ends_with(['`', '.']);
+            before && page[at + key.len()..].starts_with(['`', '.', '['])
+        })
+    };
+    for key in keys.iter().flat_map(|keys| keys.known.iter().chain(keys.later)) {
+        assert!(mentions(key), "docs/configuration.md does not say what `{key}` is");
+    }
+    for path in super::super::given::PATHS {
+        let section = path.rsplit_once('.').map_or(*path, |(section, _)| section);
+        let said = page.contains(&format!("`{path}`")) || page.contains(&format!("`{section}`"));
+        assert!(said, "docs/configuration.md does not say what `{path}` is");
+    }
+    assert!(page.contains(EXAMPLE), "docs/configuration.md has another smallest document");
+}
+
+#[test]
+fn an_empty_document_is_refused_with_an_example() {
+    for text in ["", "\n\n", "# nothing\n", "null", "~", "---\n", "\u{feff}"] {
+        let problems = document(text).unwrap_err();
+        assert_eq!(problems.len(), 1, "for {text:?}");
+        assert_eq!(problems[0].problem, "the document is empty");
+        assert!(problems[0].suggestion.as_ref().unwrap().ends_with(EXAMPLE.trim_end()));
+    }
+    check(
+        "[]",
+        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `trusted_proxies` and `limits`, found a list",
+    );
+    check(
+        "hello",
+        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `trusted_proxies` and `limits`, found `hello`",
+    );
+}
+
+#[test]
+fn unknown_keys_name_the_nearest_and_later_ones_say_so() {
+    check("route: []", "f:1: route: unknown key `route` (did you mean `routes`?)");
+    check(
+        "zzz: 1",
+        "f:1: zzz: unknown key `zzz` (the keys here are `listeners`, `services`, `routes`, `trusted_proxies` and `limits`)",
+    );
+    check(
+        "services: { a: { time-outs: {} } }",
+        "f:1: services.a.time-outs: unknown key `time-outs` (did you mean `timeouts`?)",
+    );
+    check(
+        "services:\n  a:\n    health_check: { path: / }\n    sticky: { }\nbudgets: { free: {} }\npolicies:\n",
+        "f:3: services.a.health_check: `health_check` is not supported by this build yet (remove it)
+         f:4: services.a.sticky: `sticky` is not supported by this build yet (remove it)
+         f:5: budgets: `budgets` is not supported by this build yet (remove it)",
+    );
+    check(
+        "listeners: { a: { address: '127.0.0.1:1', tls: { x: y } } }",
+        "f:1: listeners.a.tls: `tls` is not supported by this build yet (remove it)",
+    );
+    check_route(
+        "- { name: r, service: api, retries: { attempts: 2 }, match: { headers: { a: b } } }",
+        "f:4: routes[0].retries: `retries` is not supported by this build yet (remove it)
+         f:4: routes[0].match.headers: `headers` is not supported by this build yet (remove it)",
+    );
+    check(
+        "services: { a: { balance: random }, b: { balance: roundrobin }, c: { balance: x } }",
+        "f:1: services.a.balance: `random` is not supported by this build yet (use round_robin)
+         f:1: services.b.balance: expected `round_robin`, found `roundrobin` (did you mean `round_robin`?)
+         f:1: services.c.balance: expected `round_robin`, found `x` (use round_robin)",
+    );
+}
+
+#[test]
+fn wrong_types_say_what_was_expected_and_found() {
+    check("services: []", "f:1: services: expected a mapping from names, found a list");
+    check(
+        "services: { a: 5, b: { pool: true } }",
+        "f:1: services.a: expected a mapping with the keys `balance`, `endpoints`, `timeouts` and `pool`, found the number 5
+         f:1: services.b.pool: expected a mapping with the keys `max_idle`, `idle_timeout` and `max_connections`, found `true`",
+    );
+    check("routes: { a: b }", "f:1: routes: expected a list of routes, found a mapping");
+    check(
+        "trusted_proxies: 10.0.0.0/8",
+        "f:1: trusted_proxies: expected a list of addresses and ranges, found `10.0.0.0/8` (write [10.0.0.0/8])",
+    );
+    check(
+        "services: { a: { endpoints: [{ address: 'h:1', weight: '5' }, { address: 'h:2', weight: many }] } }",
+        "f:1: services.a.endpoints[0].weight: expected a whole number from 1 to 65535, found the text \"5\" (remove the quotes)
+         f:1: services.a.endpoints[1].weight: expected a whole number from 1 to 65535, found `many`",
+    );
+    check_route(
+        "- { name: 123, service: true }",
+        "f:4: routes[0].name: expected a name, found the number 123 (put it in quotes: \"123\")
+         f:4: routes[0].service: expected a name, found `true` (put it in quotes: \"true\")",
+    );
+    check(
+        "services: { [a]: {}, ? {b: c} : {} }",
+        "f:1: services: a key must be text, found a list\nf:1: services: a key must be text, found a mapping",
+    );
+    check("services: { 'a b': {}, '': {} }",
+        "f:1: services: `a b` cannot be a name (names have 1 to 128 letters, digits, `-`, `_` or `.` and begin with a letter or digit)
+         f:1: services: `` cannot be a name (names have 1 to 128 letters, digits, `-`, `_` or `.` and begin with a letter or digit)");
+}
+
+#[test]
+fn keys_that_occur_twice_name_both_lines() {
+    check(
+        "services:\n  a: {}\n  b: {}\n  a: {}\n",
+        "f:4: services.a: `a` is here on line 2 and on line 4 (keep one of them)",
+    );
+    check(
+        "routes: []\nroutes: []",
+        "f:2: routes: `routes` is here on line 1 and on line 2 (keep one of them)",
+    );
+}
+
+#[test]
+fn aliases_are_followed_and_merge_keys_are_not() {
+    let document = valid("services:\n  a: { timeouts: &slow { request: 60s } }\n  b: { timeouts: *slow }\n");
+    assert_eq!(document.services["b"].timeouts.request, Duration::from_secs(60));
+    check(
+        "services:\n  a: &a { timeouts: {} }\n  b: { <<: *a }\n",
+        "f:3: services.b: merge keys are not supported (write the keys out)",
+    );
+    check("services: !!map { }", "f:1: tags are not supported (remove the `!…`)");
+    check(
+        "routes: []\n---\nroutes: []",
+        "f:2: a second document begins here (keep one document in a file: remove the `---`)",
+    );
+}
+
+#[test]
+fn listeners_have_addresses_of_their_own() {
+    check("listeners: { a: }", "f:1: listeners.a: expected a mapping with the keys `address`, found nothing");
+    check("listeners: { a: {} }", "f:1: listeners.a: `address` is missing (add address: \"0.0.0.0:8080\")");
+    check(
+        "listeners:\n  a: { address: '0.0.0.0:80' }\n  b: { address: '0.0.0.0:80' }\n  c: { address: '0.0.0.0:0' }\n  d: { address: '0.0.0.0:0' }\n",
+        "f:3: listeners.b: 0.0.0.0:80 is the address of listener `a` on line 2 already (give it an address of its own)",
+    );
+    for (address, expected) in [
+        ("8080", "`8080` has no port (write \"127.0.0.1:8080\")"),
+        (":8080", "the IP address is missing (write \"0.0.0.0:8080\" for every interface)"),
+        ("localhost:80", "`localhost` is not an IP address (write \"127.0.0.1:80\")"),
+        (
+            "web.example.com:80",
+            "`web.example.com` is not an IP address (a listener needs an IP address: \"0.0.0.0:80\" or \"127.0.0.1:80\")",
+        ),
+        ("::1:80", "`::1:80` is not host:port (write \"[::1]:80\")"),
+        ("::", "`::` is not host:port (write an IPv6 address in brackets: \"[::1]:8080\")"),
+        ("1.2.3.4:65536", "`65536` is not a port (ports are numbers from 0 to 65535)"),
+        ("1.2.3.4:+80", "`+80` is not a port (ports are numbers from 0 to 65535)"),
+    ] {
+        let text = format!("listeners: {{ a: {{ address: '{address}' }} }}");
+        check(&text, &format!("f:1: listeners.a.address: {expected}"));
+    }
+}
+
+#[test]
+fn endpoints_are_hosts_with_a_port() {
+    for (address, expected) in [
+        ("10.0.0.1", "`10.0.0.1` has no port (add a port: \"10.0.0.1:8080\")"),
+        ("http://api:9000/x", "`http://api:9000/x` is a URL, not host:port (write \"api:9000\")"),
+        ("https://api", "`https://api` is a URL, not host:port (write \"api:443\")"),
+        ("api:0", "`0` is not a port (ports are numbers from 1 to 65535)"),
+        ("api:", "`` is not a port (ports are numbers from 1 to 65535)"),
+        (":80", "the host is missing (write \"127.0.0.1:80\")"),
+        ("10.0.0.256:80", "`10.0.0.256` is not an IPv4 address"),
+        ("a b:80", "`a b` is not a host name"),
+        ("-a:80", "`-a` is not a host name"),
+        ("[::g]:80", "`[::g]` is not an IPv6 address"),
+        ("fe80::1:80", "`fe80::1:80` is not host:port (write \"[fe80::1]:80\")"),
+        ("a:b:80", "`a:b:80` is not host:port (write an IPv6 address in brackets: \"[::1]:8080\")"),
+    ] {
+        let text = format!("services: {{ s: {{ endpoints: [{{ address: '{address}' }}] }} }}");
+        check(&text, &format!("f:1: services.s.endpoints[0].address: {expected}"));
+    }
+    check(
+        "services:\n  s:\n    endpoints:\n    - address: h:1\n    - {}\n    - address: H:1\n    - { address: h:2, weight: 0 }\n",
+        "f:5: services.s.endpoints[1]: `address` is missing (add address: \"10.0.0.1:9000\")
+         f:6: services.s.endpoints[2].address: `h:1` is an endpoint already, on line 4 (keep one of them; `weight` gives it a larger share)
+         f:7: services.s.endpoints[3].weight: expected a whole number from 1 to 65535, found the number 0",
+    );
+}
+
+#[test]
+fn durations_have_units_and_are_never_zero() {
+    for (value, expected) in [
+        ("5", "expected a duration such as 250ms, 5s, 1m or 24h, found the number 5 (add a unit: 5s or 5ms)"),
+        ("0s", "`0s` is not from 1ms to 24h"),
+        ("25h", "`25h` is not from 1ms to 24h"),
+        ("2d", "expected a duration such as 250ms, 5s, 1m or 24h, found `2d` (write 48h)"),
+        (
+            "5 sec",
+            "expected a duration such as 250ms, 5s, 1m or 24h, found `5 sec` (units are ms, s, m and h)",
+        ),
+        ("1.5s", "expected a duration such as 250ms, 5s, 1m or 24h, found `1.5s` (units are ms, s, m and h)"),
+        ("-1s", "expected a duration such as 250ms, 5s, 1m or 24h, found `-1s`"),
+        (
+            "99999999999999999999s",
+            "expected a duration such as 250ms, 5s, 1m or 24h, found `99999999999999999999s`",
+        ),
+        ("[]", "expected a duration such as 250ms, 5s, 1m or 24h, found a list"),
+    ] {
+        let text = format!("services: {{ s: {{ timeouts: {{ connect: {value} }} }} }}");
+        check(&text, &format!("f:1: services.s.timeouts.connect: {expected}"));
+    }
+}
+
+#[test]
+fn limits_have_ranges() {
+    check(
+        "limits:\n  header_bytes: 4KiB\n  headers: 0\n  uri_bytes: 1MB\n  body_bytes: 10 mb\n  header_timeout: 0ms\n  connections: -1\n",
+        "f:2: limits.header_bytes: `4KiB` is not from 8192 to 1048576 bytes
+         f:3: limits.headers: expected a whole number from 1 to 10000, found the number 0
+         f:4: limits.uri_bytes: `1MB` is not from 64 to 65534 bytes
+         f:5: limits.body_bytes: expected a size such as 512, 32KiB or 10MB, found `10 mb` (units are B, kB, MB, GB and KiB, MiB, GiB)
+         f:6: limits.header_timeout: `0ms` is not from 1ms to 24h
+         f:7: limits.connections: expected a whole number from 1 to 10000000, found the number -1",
+    );
+    check(
+        "limits: { header_bytes: 8KiB, uri_bytes: 16KiB }",
+        "f:1: limits.uri_bytes: 16384 bytes are more than `header_bytes` allows for the whole head, 8192 (raise `header_bytes` or lower `uri_bytes`)",
+    );
+}
+
+#[test]
+fn routes_are_named_once_and_name_what_is_declared() {
+    check_route(
+        "- {}\n- { name: r, service: crat, listeners: [wbe, web, web, x1] }\n- { name: r, service: api, listeners: [] }\n- { name: s, service: payments }\n- 7\n",
+        "f:4: routes[0]: `name` is missing (add name: with a name of its own)
+         f:4: routes[0]: `service` is missing (add service: with the name of one under `services`)
+         f:5: routes[1].service: there is no service `crat` (did you mean `cart`?)
+         f:5: routes[1].listeners[0]: there is no listener `wbe` (did you mean `web`?)
+         f:5: routes[1].listeners[2]: `web` is in the list already (remove it)
+         f:5: routes[1].listeners[3]: there is no listener `x1` (declare it under `listeners`)
+         f:6: routes[2].name: another route has this name, on line 5 (give each route a name of its own)
+         f:6: routes[2].listeners: the list is empty, so the route could not be reached (leave `listeners` out for every listener, or name one)
+         f:7: routes[3].service: there is no service `payments` (declare it under `services`: `payments: {}` is enough, instances registered under that name join it)
+         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service` and `timeout`, found the number 7",
+    );
+    check(
+        "listeners: {}\nservices: { a: {} }\nroutes: [{ name: r, service: a }, { name: s }]",
+        "f:3: routes: no listener is declared, so no route can be reached (add listeners: { web: { address: \"0.0.0.0:8080\" } })
+         f:3: routes[1]: `service` is missing (add service: a)",
+    );
+}
+
+#[test]
+fn two_routes_that_match_the_same_are_refused() {
+    check_route(
+        "- { name: a, service: api, listeners: [web, secure], match: { host: A.com, path: /x, methods: [GET, PUT] } }
+- { name: b, service: cart, listeners: [secure, web], match: { host: a.com, path: /x, methods: [PUT, GET] } }
+- { name: c, service: api, match: { host: a.com, path: /x, methods: [PUT, GET] } }
+- { name: d, service: api, match: { host: a.com, path_prefix: /x }, listeners: [web] }
+- { name: e, service: api, match: { path_prefix: / } }
+- { name: f, service: api }
+",
+        "f:5: routes[1]: route `b` matches exactly what route `a` on line 4 matches (remove one, or change its match)
+         f:6: routes[2]: route `c` matches exactly what route `a` on line 4 matches (remove one, or change its match)
+         f:9: routes[5]: route `f` matches exactly what route `e` on line 8 matches (remove one, or change its match)",
+    );
+}
+
+#[test]
+fn hosts_are_exact_or_begin_with_a_wildcard() {
+    for (host, expected) in [
+        ("*", "`*` is every host (leave `host` out)"),
+        ("a.com:80", "`a.com:80` has a port (write \"a.com\": a route matches its host on every port)"),
+        (
+            "https://a.com/x",
+            "`https://a.com/x` is not a host (write \"a.com\"; paths go to `path` or `path_prefix`)",
+        ),
+        (
+            "a.*.com",
+            "`a.*.com` is not a host (a wildcard stands for whole labels at the start: \"*.example.com\")",
+        ),
+        ("a.com.", "`a.com.` ends with a dot (write \"a.com\")"),
+        ("::1", "`::1` has no brackets (write \"[::1]\")"),
+        ("a..com", "`a..com` is not a host name"),
+        ("1.2.3", "`1.2.3` is not an IPv4 address"),
+    ] {
+        let route = format!("- {{ name: r, service: api, match: {{ host: '{host}' }} }}\n");
+        check_route(&route, &format!("f:4: routes[0].match.host: {expected}"));
+    }
+    check_route("- { name: r, service: api, match: { host: '[::1]' } }\n", "");
+    check_route("- { name: r, service: api, match: { host: '*.co' } }\n", "");
+}
+
+#[test]
+fn paths_are_written_in_the_form_in_which_requests_are_matched() {
+    let normal = "is not in normal form, so that no request would match it";
+    for (path, expected) in [
+        ("v1", "`v1` does not begin with `/` (write \"/v1\")".to_owned()),
+        ("/a//b", format!("`/a//b` {normal} (write \"/a/b\")")),
+        ("/a/./b/../c", format!("`/a/./b/../c` {normal} (write \"/a/c\")")),
+        ("/a/..", format!("`/a/..` {normal} (write \"/\")")),
+        ("/../a/.", format!("`/../a/.` {normal} (write \"/a/\")")),
+        ("/%61%2e", format!("`/%61%2e` {normal} (write \"/a.\")")),
+        ("/%e4", format!("`/%e4` {normal} (write \"/%E4\")")),
+        ("/a?b=c", "`/a?b=c` has more than a path (write \"/a\")".to_owned()),
+        (
+            "/a b",
+            "`/a b` has the character ` `, which no request's path has (write %20 in its place)".to_owned(),
+        ),
+        (
+            "/ä",
+            "`/ä` has the character `ä`, which no request's path has (write %C3%A4 in its place)".to_owned(),
+        ),
+        ("/a%2Fb", "`/a%2Fb` has an encoded slash, which is refused in requests".to_owned()),
+        ("/a%00", "`/a%00` has an encoded NUL, which is refused in requests".to_owned()),
+        ("/a%4", "`/a%4` has a `%` without two hexadecimal digits".to_owned()),
+        ("/a%+1", "`/a%+1` has a `%` without two hexadecimal digits".to_owned()),
+    ] {
+        let route = format!("- {{ name: r, service: api, match: {{ path: '{path}' }} }}\n");
+        check_route(&route, &format!("f:4: routes[0].match.path: {expected}"));
+    }
+    check_route(
+        "- { name: r, service: api, match: { path: /a, path_prefix: /a } }\n- { name: s, service: api, match: { path_prefix: /a/ } }",
+        "f:4: routes[0].match: `path` and `path_prefix` cannot both be set (keep one of them)
+         f:5: routes[1].match.path_prefix: the prefix `/a/` ends with `/` (write \"/a\": it matches /a and all below it)",
+    );
+}
+
+#[test]
+fn methods_are_tokens_in_capitals() {
+    check_route(
+        "- { name: r, service: api, match: { methods: [get, GET, GET, 'G T', PURGE, 5] } }",
+        "f:4: routes[0].match.methods[0]: `get` is not in capitals, and methods are case-sensitive (write GET)
+         f:4: routes[0].match.methods[2]: `GET` is in the list already (remove it)
+         f:4: routes[0].match.methods[3]: `G T` is not a method
+         f:4: routes[0].match.methods[5]: expected a method such as GET, found the number 5 (put it in quotes: \"5\")",
+    );
+}
+
+#[test]
+fn trusted_proxies_are_addresses_and_ranges() {
+    check(
+        "trusted_proxies:\n- 10.0.0.0/33\n- 10.0.0.1/8\n- ten\n- '::/0'\n- 0.0.0.0/0\n- 10.0.0.0/+8\n",
+        "f:2: trusted_proxies[0]: `/33` is not from /0 to /32
+         f:3: trusted_proxies[1]: `10.0.0.1/8` has bits beyond its prefix (write 10.0.0.0/8, or 10.0.0.1 for the one address)
+         f:4: trusted_proxies[2]: `ten` is not an IP address or a range such as 10.0.0.0/8
+         f:7: trusted_proxies[5]: `/+8` is not from /0 to /32",
+    );
+}
+
+#[test]
+fn problems_are_json_as_the_api_answers_them() {
+    let problems = document("routes: []\nroute: []\n").unwrap_err();
+    let json = serde_json::to_value(&problems).unwrap();
+    let expected = serde_json::json!([{
+        "line": 2, "column": 1, "path": "route",
+        "problem": "unknown key `route`", "suggestion": "did you mean `routes`?",
+    }]);
+    assert_eq!(json, expected);
+}
+
+// === input from people who mean harm ===
+
+/// The one problem of a text that cannot be read.
+fn only_problem(text: &str) -> String {
+    let problems = document(text).unwrap_err();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    problems[0].in_file("f")
+}
+
+#[test]
+fn broken_text_is_refused_with_its_place() {
+    check("a: b\0: c", "f:1: a NUL byte in the text (remove it)");
+    let tab = only_problem("services:\n\tapi: {}\n");
+    assert!(tab.starts_with("f:2: ") && tab.ends_with("(indent with spaces, not tabs)"), "{tab}");
+    let open = only_problem("services: { api: {}\n");
+    assert!(open.starts_with("f:"), "{open}");
+    let control = "services: { s: { endpoints: [{ address: \"a\\0\\e[31m:80\" }] } }";
+    check(control, "f:1: services.s.endpoints[0].address: `a\\u{0}\\u{1b}[31m` is not a host name");
+}
+
+#[test]
+fn deep_nesting_is_refused() {
+    let flow = "[".repeat(100_000);
+    let block = "- ".repeat(100_000);
+    let keys: String = (0..2_000).map(|depth| format!("{}a:\n", " ".repeat(depth))).collect();
+    for text in [flow, block, keys] {
+        let problem = only_problem(&text);
+        assert!(problem.ends_with("nested more than 64 levels deep"), "{problem}");
+    }
+}
+
+#[test]
+fn aliases_cannot_make_a_small_text_large_or_deep() {
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    let mut chain = format!("a0: &a0 {}x{}\n", "[".repeat(50), "]".repeat(50));
+    for level in 1..30 {
+        let below = level - 1;
+        bomb += &format!("a{level}: &a{level} [{}]\n", vec![format!("*a{below}"); 10].join(", "));
+        chain += &format!("a{level}: &a{level} {}*a{below}{}\n", "[".repeat(50), "]".repeat(50));
+    }
+    let long = format!("a: &a \"{}\"\nb: [{}]\n", "x".repeat(1 << 20), vec!["*a"; 10_000].join(", "));
+    assert!(only_problem(&bomb).contains("more than 1000000 values"));
+    assert!(only_problem(&chain).contains("nested more than 64 levels"));
+    assert!(only_problem(&long).contains("more than 1000000 values"));
+    assert!(only_problem("a: &a [*a]").contains("alias inside the value"));
+}
+
+#[test]
+fn an_endless_file_is_not_read_to_its_end() {
+    let problem = yaml::read(std::path::Path::new("/dev/zero")).unwrap_err();
+    assert_eq!(problem.to_string(), "the file has more than 8388608 bytes");
+}
+
+#[test]
+fn large_texts_are_read_in_time_or_refused() {
+    let begin = Instant::now();
+    let service = |n: usize| format!("  service-{n}: {{ endpoints: [{{ address: \"10.0.0.1:9000\" }}] }}\n");
+    let route = |n: usize| format!("  - {{ name: r{n}, match: {{ path: /p{n} }}, service: service-{n} }}\n");
+    let mut text = "services:\n".to_owned();
+    text.extend((0..10_000).map(service));
+    text += "routes:\n";
+    text.extend((0..10_000).map(route));
+    assert_eq!(valid(&text).routes.len(), 10_000);
+
+    let wrong = text.replace("service: service-", "service: servize-");
+    assert_eq!(document(&wrong).unwrap_err().len(), super::super::problem::PROBLEMS_MAX + 1);
+    let long_line = format!("routes: [{}]", "1,".repeat(400_000));
+    assert_eq!(document(&long_line).unwrap_err().len(), super::super::problem::PROBLEMS_MAX + 1);
+    let unknown: String = (0..50_000).map(|n| format!("key{n}: 1\n")).collect();
+    assert_eq!(document(&unknown).unwrap_err().len(), super::super::problem::PROBLEMS_MAX + 1);
+    let too_large = "#".repeat(yaml::TEXT_BYTES_MAX + 1);
+    assert!(only_problem(&too_large).contains("more than 8388608"));
+    assert!(only_problem(&"x".repeat(yaml::TEXT_BYTES_MAX)).contains("expected a mapping"));
+    assert!(begin.elapsed() < Duration::from_secs(30), "took {:?}", begin.elapsed());
+}
+
+/// Pieces of YAML syntax: what a scanner has to look back or ahead for.
+const PIECES: [&str; 24] = [
+    "{", "}", "[", "]", ":", ": ", "- ", "\n", "\n  ", "\t", "&a ", "*a", "!!str ", "|\n", ">-\n", "\"", "'",
+    "#", "? ", "<<: ", "%41", "\u{feff}", "é", "---\n",
+];
+
+#[test]
+fn one_piece_of_syntax_repeated_takes_time_in_proportion() {
+    let endless = [
+        "a: ",
+        "a:\n",
+        "{a: ",
+        "{a, ",
+        "[a, ",
+        "a ",
+        "\"a\\\n",
+        "&a a\n",
+        "- a\n",
+        "? a\n",
+        "# a\n",
+        "%TAG ! a\n",
+    ];
+    for piece in PIECES.iter().chain(&endless) {
+        for head in ["", "a: ", "[", "{", "\"", "|\n "] {
+            let text = format!("{head}{}", piece.repeat((96 << 10) / piece.len()));
+            let begin = Instant::now();
+            document(&text).unwrap_err();
+            assert!(begin.elapsed() < Duration::from_secs(5), "{head:?} {piece:?}: {:?}", begin.elapsed());
+        }
+    }
+}
+
+/// Numbers from a seed (xorshift), so that a failure can be repeated.
+struct Seeded(u64);
+
+impl Seeded {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 % bound as u64).unwrap()
+    }
+}
+
+#[test]
+fn no_edit_of_a_valid_document_panics_or_takes_long() {
+    let original = include_str!("../../../docs/examples/gateway.yaml");
+    let lines: Vec<&str> = original.lines().collect();
+    let mut valid_ones = 0;
+    for seed in 1..=2_000_u64 {
+        let mut random = Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut characters: Vec<char> = original.chars().collect();
+        for _ in 0..=random.below(4) {
+            let at = random.below(characters.len().max(1));
+            match random.below(4) {
+                0 => {
+                    characters.drain(at..characters.len().min(at + 1));
+                }
+                1 => {
+                    characters.splice(at..at, PIECES[random.below(PIECES.len())].chars());
+                }
+                2 => {
+                    let line = lines[random.below(lines.len())];
+                    characters.splice(at..at, format!("\n{line}\n").chars());
+                }
+                _ => characters.truncate(at.max(1)),
+            }
+        }
+        let text: String = characters.into_iter().collect();
+        let begin = Instant::now();
+        match document(&text) {
+            Ok(_) => valid_ones += 1,
+            Err(problems) => assert!(!problems.is_empty(), "seed {seed}"),
+        }
+        assert!(begin.elapsed() < Duration::from_secs(5), "seed {seed} took {:?}", begin.elapsed());
+    }
+    assert!(valid_ones > 0, "no edit left the document valid: the edits are too rough to test much");
+}
+
+#[test]
+fn no_soup_of_syntax_and_keys_panics() {
+    const KEYS: [&str; 12] = [
+        "routes",
+        "services",
+        "name",
+        "match",
+        "peers",
+        "cluster",
+        "node",
+        "bind",
+        "a",
+        "10.0.0.1:80",
+        "5s",
+        "null",
+    ];
+    for seed in 1..=20_000_u64 {
+        let mut random = Seeded(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let length = 1 + random.below(40);
+        let mut text = String::new();
+        for _ in 0..length {
+            match random.below(2) {
+                0 => text += PIECES[random.below(PIECES.len())],
+                _ => text += KEYS[random.below(KEYS.len())],
+            }
+        }
+        // Whatever they say: that they say it is what is tested.
+        let _ = (document(&text).is_ok(), super::super::node_file::check(&text).is_ok());
+    }
+}

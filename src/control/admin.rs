@@ -1,0 +1,241 @@
+//! The admin API: HTTP and JSON for operators and services, on any node.
+//!
+//! Invariants: connections, heads, bodies and waits are bounded; a call costs no task of its own and is not
+//! logged; it runs on the control plane's runtime, never on a worker of the proxy. Neighbours: `router` here
+//! picks a handler in one of the files below, `error` alone makes refusals.
+
+mod answer;
+mod cluster;
+mod config;
+mod error;
+mod health;
+mod services;
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use gogate_cluster::Cluster;
+use http::{Method, Request, StatusCode};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
+};
+use tracing::{debug, warn};
+
+use self::{
+    answer::{Answer, Query, decode, text},
+    error::ApiError,
+};
+use super::{heartbeats::Heartbeats, publish::Published};
+use crate::proxy::Proxy;
+
+/// Connections at one time. When they are taken, new ones wait in the listener's backlog.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// From one answer to the end of the next call's head; idle connections are closed after it.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Bytes of a call's head.
+const HEAD_MAX: usize = 64 << 10;
+
+/// How long open calls may go on when the server stops.
+const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long to wait when no connection can be accepted, most often for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// What the handlers work with.
+pub struct Context {
+    /// The cluster's name.
+    pub cluster_name: String,
+    /// This node's name.
+    pub node: String,
+    /// This node's part in the cluster.
+    pub cluster: Cluster,
+    /// What the data plane does.
+    pub proxy: Arc<Proxy>,
+    /// What this node runs.
+    pub published: Arc<Published>,
+    /// Where beats go.
+    pub heartbeats: Arc<Heartbeats>,
+    /// Whether this node has seen every write of the time before it started.
+    pub caught_up: watch::Receiver<bool>,
+    /// This node's build.
+    pub build: &'static str,
+}
+
+/// What the handlers work with, once this node takes part in its cluster.
+pub type Starting = Arc<OnceLock<Context>>;
+
+/// Serves until `stop` turns true, then lets open calls finish for a short while. Before there is a context
+/// every call but the probes is refused.
+pub async fn serve(listener: TcpListener, context: Starting, mut stop: watch::Receiver<bool>) {
+    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let accepted = tokio::select! {
+            _ = stop.wait_for(|stopped| *stopped) => break,
+            accepted = accept(&listener, &connections) => accepted,
+        };
+        match accepted {
+            Ok((stream, peer, permit)) => {
+                tokio::spawn(connection(stream, peer, context.clone(), stop.clone(), permit));
+            }
+            Err(error) => {
+                warn!(%error, "the admin API cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let all = u32::try_from(CONNECTIONS_MAX).expect("the bound is small");
+    let _ = tokio::time::timeout(STOP_DEADLINE, connections.acquire_many(all)).await;
+}
+
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> std::io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
+    let (stream, peer) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok((stream, peer, permit))
+}
+
+/// One connection, to its end; the permit goes with it.
+async fn connection(
+    stream: TcpStream,
+    peer: SocketAddr,
+    context: Starting,
+    mut stop: watch::Receiver<bool>,
+    _permit: OwnedSemaphorePermit,
+) {
+    let service = service_fn(move |request| {
+        let context = context.clone();
+        async move { Ok::<_, Infallible>(handle(&context, peer, request).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_MAX)
+        .half_close(false);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut stopped = pin!(async move { stop.wait_for(|stopped| *stopped).await.is_ok() });
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        _ = stopped.as_mut() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%peer, %error, "an admin connection broke off");
+    }
+}
+
+async fn handle(context: &OnceLock<Context>, peer: SocketAddr, request: Request<Incoming>) -> Answer {
+    let Some(context) = context.get() else {
+        return match request.uri().path() {
+            "/livez" => text(StatusCode::OK, "ok\n"),
+            _ => ApiError::Unavailable(
+                "this node is starting: it waits for its peers; nothing was done".into(),
+            )
+            .answer(None),
+        };
+    };
+    match route(context, peer, request).await {
+        Ok(answer) => answer,
+        Err(error) => error.answer(context.cluster.status().leader),
+    }
+}
+
+/// Picks the handler. The paths are few and short: a match over their parts is the whole router.
+async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) -> Result<Answer, ApiError> {
+    let (head, body) = request.into_parts();
+    let query = head.uri.query();
+    let path = head.uri.path();
+    let mut parts = [""; 5];
+    let mut count = 0;
+    for part in path.trim_start_matches('/').split('/') {
+        let Some(slot) = parts.get_mut(count) else { return Err(unknown_path(path)) };
+        *slot = part;
+        count += 1;
+    }
+    let get = head.method == Method::GET || head.method == Method::HEAD;
+    let method = |allow: &'static str| Err(ApiError::Method { allow });
+    match &parts[..count] {
+        ["v1", "services"] => match head.method {
+            Method::POST => services::register(context, query, body).await,
+            _ if get => services::list(context, query).await,
+            _ => method("GET, HEAD, POST"),
+        },
+        ["v1", "services", id] => {
+            let id = segment(id)?;
+            match head.method {
+                Method::DELETE => services::deregister(context, &id, query).await,
+                _ if get => services::get(context, &id, query).await,
+                _ => method("DELETE, GET, HEAD"),
+            }
+        }
+        ["v1", "services", id, "heartbeat"] => match head.method {
+            Method::PUT => services::heartbeat(context, &segment(id)?, query).await,
+            _ => method("PUT"),
+        },
+        ["v1", "config"] => match head.method {
+            Method::PUT => config::put(context, peer, &head.headers, query, body).await,
+            _ if get => config::get(context, query).await,
+            _ => method("GET, HEAD, PUT"),
+        },
+        ["v1", "config", "versions"] if get => config::versions(context, query).await,
+        ["v1", "config", "status"] if get => config::status(context, query).await,
+        ["v1", "config", "rollback"] => match head.method {
+            Method::POST => config::rollback(context, peer, &head.headers, query, body).await,
+            _ => method("POST"),
+        },
+        ["v1", "cluster"] if get => cluster::status(context, query).await,
+        ["livez"] if get => Ok(text(StatusCode::OK, "ok\n")),
+        ["readyz" | "health"] if get => health::ready(context, query).await,
+        ["metrics"] if get => health::metrics(context).await,
+        [""] if get => Ok(text(StatusCode::OK, health::index(context))),
+        ["v1", "config", "versions" | "status"]
+        | ["v1", "cluster"]
+        | ["livez" | "readyz" | "health" | "metrics" | ""] => method("GET, HEAD"),
+        _ => Err(unknown_path(path)),
+    }
+}
+
+fn segment(part: &str) -> Result<std::borrow::Cow<'_, str>, ApiError> {
+    let id = decode(part).filter(|id| !id.is_empty());
+    id.ok_or_else(|| ApiError::Malformed("the id in the path is empty or badly encoded".into()))
+}
+
+fn unknown_path(path: &str) -> ApiError {
+    let path = crate::config::problem::shown(path);
+    ApiError::NotFound(format!("nothing is at `{path}`; GET / lists what there is"))
+}
+
+// === impl Context ===
+
+impl Context {
+    /// Returns once a read of this node's state is linearizable, or at once if the caller asked for `stale`.
+    async fn consistent(&self, query: &Query<'_>) -> Result<(), ApiError> {
+        if query.flag("stale")? {
+            return Ok(());
+        }
+        self.cluster.linearizable(query.timeout()?).await?;
+        Ok(())
+    }
+}
+
+/// Runs `call` with what is left of `timeout` once it is known that it has to wait.
+async fn within<T>(timeout: Duration, call: impl Future<Output = T>) -> Option<T> {
+    tokio::time::timeout(timeout, call).await.ok()
+}

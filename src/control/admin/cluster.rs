@@ -1,0 +1,89 @@
+//! `/v1/cluster`: who is in it, who leads, who lags.
+//!
+//! Answered without a quorum too: it is what an operator looks at when there is none.
+
+use std::time::Duration;
+
+use gogate_cluster::{Member, MemberReport, state::NodeId};
+use http::StatusCode;
+use serde::Serialize;
+
+use super::{
+    Context,
+    answer::{Answer, Query, json},
+    error::ApiError,
+};
+
+/// How long a node may take to say how it is.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(500);
+
+#[derive(Serialize)]
+struct ClusterJson {
+    cluster: String,
+    leader: Option<NodeId>,
+    term: u64,
+    applied: u64,
+    nodes: Vec<NodeJson>,
+}
+
+#[derive(Serialize)]
+struct NodeJson {
+    id: NodeId,
+    name: String,
+    role: &'static str,
+    admin: String,
+    peer: String,
+    state: String,
+    lag: Option<u64>,
+    config_version: Option<u64>,
+    build: Option<String>,
+}
+
+/// `GET /v1/cluster`
+pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
+    let timeout = Query::new(query, &["stale"])?.timeout()?;
+    let reports = context.cluster.member_reports(REPORT_TIMEOUT.min(timeout)).await;
+    let status = context.cluster.status();
+    // What the leader has applied, or the furthest of those that answer.
+    let furthest = reports
+        .iter()
+        .filter_map(|(_, report)| Some(report.as_ref()?.applied))
+        .max()
+        .unwrap_or(status.applied);
+    let nodes = reports.into_iter().map(|(member, report)| NodeJson::new(member, report, furthest)).collect();
+    let (leader, term, applied) = (status.leader, status.term, status.applied);
+    Ok(json(
+        StatusCode::OK,
+        &ClusterJson { cluster: context.cluster_name.clone(), leader, term, applied, nodes },
+    ))
+}
+
+// === impl NodeJson ===
+
+impl NodeJson {
+    fn new(member: Member, report: Option<MemberReport>, furthest: u64) -> Self {
+        let Member { id, name, peer, admin, voter, lag } = member;
+        let role = if voter { "voter" } else { "learner" };
+        match report {
+            None => {
+                let state = "unreachable".to_owned();
+                Self { id, name, role, admin, peer, state, lag, config_version: None, build: None }
+            }
+            Some(report) => {
+                let MemberReport { build, config_version, applied, state, .. } = report;
+                let lag = Some(furthest.saturating_sub(applied));
+                Self {
+                    id,
+                    name,
+                    role,
+                    admin,
+                    peer,
+                    state,
+                    lag,
+                    config_version: Some(config_version),
+                    build: Some(build),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! `/v1/config`: read, apply, history, status, rollback.
+//!
+//! Invariants: what is proposed was validated here, so a document with problems costs the cluster nothing;
+//! the answer to a change tells what every node runs, and a node that does not answer is not waited for.
+//! Neighbours: `config::check` judges, `publish` on every node reports.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use gogate_cluster::{
+    MemberReport,
+    state::{Command, HISTORY, NewDocument, Outcome, Version},
+};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use super::{
+    Context,
+    answer::{Answer, Query, from_json, json, read_body},
+    error::ApiError,
+    services::unexpected,
+};
+use crate::{
+    config::{self, Problem, check},
+    control::{publish::refusal_of, reload::wall_clock_ms},
+    proxy::RoutingTable,
+};
+
+/// Bytes of a gateway document.
+const BODY_MAX: usize = config::TEXT_BYTES_MAX;
+
+/// Between two looks at what the nodes run.
+const POLL: Duration = Duration::from_millis(25);
+
+/// How long a node may take to say what it runs before it counts as unreachable.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(1000);
+
+const VERSION: HeaderName = HeaderName::from_static("x-gogate-version");
+
+#[derive(Serialize)]
+struct Applied {
+    version: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dry_run: Option<bool>,
+    changed: bool,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    nodes: BTreeMap<String, String>,
+}
+
+#[derive(Serialize)]
+struct VersionJson {
+    version: u64,
+    at: String,
+    by: String,
+    size: usize,
+    sha256: String,
+    current: bool,
+}
+
+#[derive(Serialize)]
+struct StatusJson {
+    version: u64,
+    nodes: BTreeMap<String, NodeJson>,
+}
+
+#[derive(Serialize)]
+struct NodeJson {
+    state: &'static str,
+    version: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rollback {
+    version: u64,
+    #[serde(default)]
+    if_version: Option<u64>,
+}
+
+/// What one node makes of a version.
+enum Running {
+    Active,
+    Pending(u64),
+    Failed(u64, String),
+    Unreachable,
+}
+
+/// `GET /v1/config`
+pub(super) async fn get(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
+    let query = Query::new(query, &["version", "stale"])?;
+    let wanted = query.number("version")?;
+    context.consistent(&query).await?;
+    let found = context.cluster.read(|state| match wanted {
+        Some(version) => state.documents().get(version).cloned(),
+        None => state.documents().current().cloned(),
+    });
+    let document = found.ok_or_else(|| match wanted {
+        Some(version) => {
+            ApiError::NotFound(format!("version {version} is not among the {HISTORY} that are kept"))
+        }
+        None => ApiError::NotFound("there is no gateway document yet: apply one".into()),
+    })?;
+    let json = document.content.trim_start().starts_with('{');
+    let mut answer = Response::new(Full::new(Bytes::copy_from_slice(document.content.as_bytes())));
+    let headers = answer.headers_mut();
+    let kind = if json { "application/json" } else { "application/yaml" };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    tag(headers, document.version);
+    Ok(answer)
+}
+
+/// `PUT /v1/config`
+pub(super) async fn put(
+    context: &Context,
+    peer: SocketAddr,
+    headers: &HeaderMap,
+    query: Option<&str>,
+    body: Incoming,
+) -> Result<Answer, ApiError> {
+    let query = Query::new(query, &["dry_run"])?;
+    let deadline = Instant::now() + query.timeout()?;
+    let expected = expected(headers)?;
+    let body = read_body(body, BODY_MAX, query.timeout()?).await?;
+    let content: Arc<str> = config::text(&body).map_err(|problem| ApiError::Invalid(vec![problem]))?.into();
+    checked(content.clone()).await?;
+    if query.flag("dry_run")? {
+        context.cluster.linearizable(left(deadline)).await?;
+        let (current, same) = context.cluster.read(|state| {
+            let current = state.documents().current();
+            (state.documents().current_version(), current.is_some_and(|current| current.content == content))
+        });
+        if let Some(expected) = expected.filter(|expected| *expected != current) {
+            let detail = format!("the current document is version {current}, not {expected}");
+            return Err(ApiError::Stale { current, detail });
+        }
+        let nodes = BTreeMap::new();
+        return Ok(json(
+            StatusCode::OK,
+            &Applied { version: current, dry_run: Some(true), changed: !same, nodes },
+        ));
+    }
+    let by = format!("{} at {}", peer.ip(), context.node);
+    let command = Command::PutDocument(NewDocument { expected, content, by, at_ms: wall_clock_ms() });
+    apply(context, command, deadline).await
+}
+
+/// `POST /v1/config/rollback`
+pub(super) async fn rollback(
+    context: &Context,
+    peer: SocketAddr,
+    headers: &HeaderMap,
+    query: Option<&str>,
+    body: Incoming,
+) -> Result<Answer, ApiError> {
+    let query = Query::new(query, &[])?;
+    let deadline = Instant::now() + query.timeout()?;
+    let body = read_body(body, 4096, query.timeout()?).await?;
+    let Rollback { version: to, if_version } = from_json(&body)?;
+    let expected = expected(headers)?.or(if_version);
+    let by = format!("{} at {}, rollback to {to}", peer.ip(), context.node);
+    apply(context, Command::RollbackDocument { to, expected, by, at_ms: wall_clock_ms() }, deadline).await
+}
+
+/// `GET /v1/config/versions`
+pub(super) async fn versions(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
+    context.consistent(&Query::new(query, &["stale"])?).await?;
+    let (current, kept) = context.cluster.read(|state| {
+        let kept: Vec<Arc<Version>> = state.documents().iter().rev().cloned().collect();
+        (state.documents().current_version(), kept)
+    });
+    let list: Vec<VersionJson> = kept.iter().map(|version| VersionJson::new(version, current)).collect();
+    Ok(json(StatusCode::OK, &list))
+}
+
+/// `GET /v1/config/status`
+pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
+    let query = Query::new(query, &["wait", "stale"])?;
+    let deadline = Instant::now() + query.timeout()?;
+    let wait = query.number("wait")?;
+    context.consistent(&query).await?;
+    let version = wait.unwrap_or_else(|| context.cluster.read(|state| state.documents().current_version()));
+    let nodes = match wait {
+        Some(_) => settled(context, version, deadline).await,
+        None => look(context, version, left(deadline)).await,
+    };
+    let nodes = nodes.into_iter().map(|(name, running)| (name, running.json(version))).collect();
+    let version = context.cluster.read(|state| state.documents().current_version());
+    Ok(json(StatusCode::OK, &StatusJson { version, nodes }))
+}
+
+/// Validates and compiles, off the runtime's threads: a large document takes long.
+async fn checked(content: Arc<str>) -> Result<(), ApiError> {
+    let checked = tokio::task::spawn_blocking(move || {
+        let document = check::document(&content)?;
+        let compiled = RoutingTable::compile(0, &document, &BTreeMap::new(), &RoutingTable::default());
+        compiled.map(|_| ()).map_err(|error| vec![Problem::general(error.to_string(), None)])
+    });
+    match checked.await {
+        Ok(checked) => checked.map_err(ApiError::Invalid),
+        Err(error) => Err(ApiError::Unavailable(format!(
+            "the document could not be checked: {error}; nothing was written"
+        ))),
+    }
+}
+
+/// Proposes, then waits until every live node runs the new version or says why not.
+async fn apply(context: &Context, command: Command, deadline: Instant) -> Result<Answer, ApiError> {
+    let (version, changed) = match context.cluster.propose(command, left(deadline)).await? {
+        Outcome::Documented { version, changed } => (version, changed),
+        outcome => return Err(unexpected(outcome)),
+    };
+    let nodes = settled(context, version, deadline).await;
+    let failed = nodes.iter().find_map(|(name, running)| match running {
+        Running::Failed(runs, reason) => Some(format!(
+            "version {version} is stored, but {name} cannot run it: {reason}; it goes on with version {runs}: correct the document or roll back"
+        )),
+        Running::Active | Running::Pending(_) | Running::Unreachable => None,
+    });
+    let nodes: BTreeMap<String, String> =
+        nodes.into_iter().map(|(name, running)| (name, running.text())).collect();
+    if let Some(detail) = failed {
+        return Err(ApiError::Conflict { detail, nodes: serde_json::json!(nodes) });
+    }
+    let mut answer = json(StatusCode::OK, &Applied { version, dry_run: None, changed, nodes });
+    tag(answer.headers_mut(), version);
+    Ok(answer)
+}
+
+/// What each node makes of `version`, once none that answers is still on its way to it, or at the deadline.
+async fn settled(context: &Context, version: u64, deadline: Instant) -> Vec<(String, Running)> {
+    loop {
+        let nodes = look(context, version, left(deadline)).await;
+        let pending = nodes.iter().any(|(_, running)| matches!(running, Running::Pending(_)));
+        if !pending || left(deadline) <= POLL {
+            return nodes;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+async fn look(context: &Context, version: u64, left: Duration) -> Vec<(String, Running)> {
+    let reports = context.cluster.member_reports(REPORT_TIMEOUT.min(left)).await;
+    reports.into_iter().map(|(member, report)| (member.name, Running::of(version, report))).collect()
+}
+
+/// What is left until the deadline, and at least a little, so that an answer can still be taken.
+fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(10))
+}
+
+/// The version of `If-Match`; `*` and its absence mean any.
+fn expected(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    let text = value.to_str().unwrap_or_default().trim();
+    if text == "*" {
+        return Ok(None);
+    }
+    let version = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text).parse();
+    version.map(Some).map_err(|_| {
+        ApiError::Malformed("`If-Match` is a version in quotes, as `ETag` told it: \"3\"".into())
+    })
+}
+
+fn tag(headers: &mut HeaderMap, version: u64) {
+    let etag =
+        HeaderValue::try_from(format!("\"{version}\"")).expect("digits and quotes make a header value");
+    headers.insert(header::ETAG, etag);
+    headers.insert(VERSION, HeaderValue::from(version));
+}
+
+/// A time as RFC 3339 has it, in UTC, from milliseconds since 1970.
+fn rfc3339(at_ms: u64) -> String {
+    let (days, second) = (at_ms / 86_400_000, at_ms / 1000 % 86_400);
+    // Days to a date in the proleptic Gregorian calendar, by eras of 400 years that begin on 1 March.
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+// === impl Running ===
+
+impl Running {
+    fn of(version: u64, report: Option<MemberReport>) -> Self {
+        let Some(report) = report else { return Self::Unreachable };
+        match refusal_of(version, &report.config_error) {
+            Some(reason) => Self::Failed(report.config_version, reason.to_owned()),
+            None if report.config_version >= version => Self::Active,
+            None => Self::Pending(report.config_version),
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Active => "active".into(),
+            Self::Pending(runs) => format!("pending: still runs version {runs}"),
+            Self::Failed(_, reason) => format!("failed: {reason}"),
+            Self::Unreachable => "unreachable".into(),
+        }
+    }
+
+    fn json(self, wanted: u64) -> NodeJson {
+        match self {
+            Self::Active => NodeJson { state: "active", version: Some(wanted), error: None },
+            Self::Pending(runs) => NodeJson { state: "pending", version: Some(runs), error: None },
+            Self::Failed(runs, reason) => {
+                NodeJson { state: "failed", version: Some(runs), error: Some(reason) }
+            }
+            Self::Unreachable => NodeJson { state: "unreachable", version: None, error: None },
+        }
+    }
+}
+
+// === impl VersionJson ===
+
+impl VersionJson {
+    fn new(version: &Version, current: u64) -> Self {
+        let Version { version, content, sha256, by, at_ms } = version;
+        let (size, at) = (content.len(), rfc3339(*at_ms));
+        Self {
+            version: *version,
+            at,
+            by: by.clone(),
+            size,
+            sha256: sha256.clone(),
+            current: *version == current,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_rfc_3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(951_782_400_000), "2000-02-29T00:00:00Z");
+        assert_eq!(rfc3339(1_767_225_599_999), "2025-12-31T23:59:59Z");
+    }
+
+    #[test]
+    fn an_if_match_that_is_no_version_is_refused() {
+        let expected = |text: &'static str| {
+            expected(&HeaderMap::from_iter([(header::IF_MATCH, HeaderValue::from_static(text))]))
+        };
+        assert_eq!(expected("\"3\""), Ok(Some(3)));
+        assert_eq!(expected("3"), Ok(Some(3)));
+        assert_eq!(expected("*"), Ok(None));
+        assert!(expected("W/\"3\"").is_err());
+        assert!(expected("").is_err());
+    }
+}

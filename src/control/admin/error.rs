@@ -1,0 +1,152 @@
+//! What the admin API answers when it cannot do what was asked: one enum, one table.
+//!
+//! Invariant: a call whose outcome is not known is `Unknown` and nothing else (P5). Neighbours: every handler
+//! returns [`ApiError`]; `answer` alone turns it into RFC 9457 problem+json.
+
+use gogate_cluster::{
+    ProposeError, ReadError,
+    state::{NodeId, Refusal},
+};
+use http::{HeaderValue, Response, StatusCode, header};
+use serde::Serialize;
+
+use super::answer::{Answer, body_of};
+use crate::config::problem::Problem;
+
+/// Why a call was not done.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ApiError {
+    /// The call itself is wrong.
+    #[error("{0}")]
+    Malformed(String),
+    /// Nothing is there.
+    #[error("{0}")]
+    NotFound(String),
+    /// The path is known, the method is not.
+    #[error("this path takes {allow}")]
+    Method {
+        /// What it takes, as `Allow` says it.
+        allow: &'static str,
+    },
+    /// A node cannot run what was asked for.
+    #[error("{detail}")]
+    Conflict {
+        /// Which node, and why.
+        detail: String,
+        /// What each node runs.
+        nodes: serde_json::Value,
+    },
+    /// The caller knew another version.
+    #[error("{detail}")]
+    Stale {
+        /// What is current.
+        current: u64,
+        /// What to do.
+        detail: String,
+    },
+    /// The body has too many bytes.
+    #[error("the body may have {limit} bytes at most")]
+    TooLarge {
+        /// How many it may have.
+        limit: usize,
+    },
+    /// The document or the instance is not valid.
+    #[error("{} problem(s); nothing was changed", .0.len())]
+    Invalid(Vec<Problem>),
+    /// Nothing was written, or nothing can be read, now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// It may have been done, or may yet be.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// RFC 9457.
+#[derive(Serialize)]
+struct ProblemJson<'a> {
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    detail: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leader: Option<NodeId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    current: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nodes: Option<&'a serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problems: Option<&'a [Problem]>,
+}
+
+// === impl ApiError ===
+
+impl ApiError {
+    /// The status, a title that never changes, and the last part of the type's URN.
+    fn table(&self) -> (StatusCode, &'static str, &'static str) {
+        match self {
+            Self::Malformed(_) => (StatusCode::BAD_REQUEST, "malformed request", "malformed"),
+            Self::NotFound(_) => (StatusCode::NOT_FOUND, "not found", "not-found"),
+            Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed", "method"),
+            Self::Conflict { .. } => (StatusCode::CONFLICT, "a node cannot run it", "conflict"),
+            Self::Stale { .. } => (StatusCode::PRECONDITION_FAILED, "stale version", "stale"),
+            Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body too large", "too-large"),
+            Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not valid", "invalid"),
+            Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "not available now", "unavailable"),
+            Self::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, "outcome unknown", "unknown-outcome"),
+        }
+    }
+
+    /// The answer; `leader` is told where another node may help.
+    pub(super) fn answer(&self, leader: Option<NodeId>) -> Answer {
+        let (status, title, kind) = self.table();
+        let helps = matches!(self, Self::Unavailable(_) | Self::Unknown(_));
+        let problem = ProblemJson {
+            r#type: format!("urn:gogate:problem:{kind}"),
+            title,
+            status: status.as_u16(),
+            detail: self.to_string(),
+            leader: leader.filter(|_| helps),
+            current: if let Self::Stale { current, .. } = self { Some(*current) } else { None },
+            nodes: if let Self::Conflict { nodes, .. } = self { Some(nodes) } else { None },
+            problems: if let Self::Invalid(problems) = self { Some(problems) } else { None },
+        };
+        let mut answer = Response::new(body_of(&problem));
+        *answer.status_mut() = status;
+        let headers = answer.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Self::Method { allow } = self {
+            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
+        }
+        if let Self::Unavailable(_) = self {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        answer
+    }
+}
+
+impl From<ProposeError> for ApiError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::NotDone { .. } => Self::Unavailable(error.to_string()),
+            ProposeError::Unknown { .. } => Self::Unknown(error.to_string()),
+        }
+    }
+}
+
+impl From<ReadError> for ApiError {
+    fn from(error: ReadError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let detail = refusal.to_string();
+        match refusal {
+            Refusal::UnknownInstance { .. } | Refusal::UnknownVersion { .. } => Self::NotFound(detail),
+            Refusal::StaleDocument { current, .. } => Self::Stale { current, detail },
+            // Node ids are never proposed through this API.
+            Refusal::UsedNode { .. } => Self::Malformed(detail),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The only bridge between the planes: what the cluster agreed on becomes what the proxy runs.
+//!
+//! Invariants: the table always belongs to one document, whole; a document that this node cannot run leaves
+//! the table as it is and is reported; a change of endpoints touches the services that it concerns and no
+//! other. Neighbours: `Cluster::changes` wakes it, `compile` computes, `Proxy::publish` swaps.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use gogate_cluster::{
+    Changes, Cluster,
+    state::{Change, ChangeKind, Version},
+};
+use tracing::{error, info};
+
+use super::compile;
+use crate::{
+    config::check,
+    proxy::{Proxy, RoutingTable},
+};
+
+/// The least time between two publications, so that a storm of registrations is taken in few steps; the first
+/// one after a quiet time is published at once.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// What this node runs, for `/readyz`, `/metrics` and whoever asks.
+#[derive(Debug, Default)]
+pub struct Published {
+    version: AtomicU64,
+    once: std::sync::atomic::AtomicBool,
+    error: Mutex<String>,
+    expirations: AtomicU64,
+}
+
+/// Carries changes from the cluster to the proxy.
+pub struct Publisher {
+    cluster: Cluster,
+    proxy: Arc<Proxy>,
+    published: Arc<Published>,
+    /// Those that the document which runs sends requests to.
+    services: BTreeSet<String>,
+}
+
+/// What a batch of changes asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Work {
+    whole: bool,
+    services: BTreeSet<String>,
+    expirations: u64,
+}
+
+/// What a node says of a version that it cannot run; [`refusal_of`] reads it.
+#[must_use]
+pub fn refusal(version: u64, reason: &str) -> String {
+    format!("version {version}: {reason}")
+}
+
+/// Whether `error`, as a node reported it, is about `version`; the reason then.
+#[must_use]
+pub fn refusal_of(version: u64, error: &str) -> Option<&str> {
+    error.strip_prefix(&format!("version {version}: "))
+}
+
+// === impl Published ===
+
+impl Published {
+    /// The version that runs here; 0: none.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Whether the state that this node started with has been published.
+    #[must_use]
+    pub fn once(&self) -> bool {
+        self.once.load(Ordering::Acquire)
+    }
+
+    /// Why the current document does not run here; empty if it does.
+    #[must_use]
+    pub fn error(&self) -> String {
+        self.error.lock().expect("nothing panics under this lock").clone()
+    }
+
+    /// Instances that expired since this node started.
+    #[must_use]
+    pub fn expirations(&self) -> u64 {
+        self.expirations.load(Ordering::Relaxed)
+    }
+}
+
+// === impl Publisher ===
+
+impl Publisher {
+    /// Publishes nothing yet.
+    #[must_use]
+    pub fn new(cluster: Cluster, proxy: Arc<Proxy>, published: Arc<Published>) -> Self {
+        Self { cluster, proxy, published, services: BTreeSet::new() }
+    }
+
+    /// Publishes what is there, then every change, until the cluster is shut down.
+    pub async fn run(mut self, mut changes: Changes) {
+        self.publish_whole().await;
+        self.published.once.store(true, Ordering::Release);
+        while let Some(first) = changes.next().await {
+            let mut work = Work::default();
+            work.add(&first);
+            while let Some(Some(more)) = changes.next().now_or_never() {
+                work.add(&more);
+            }
+            self.published.expirations.fetch_add(work.expirations, Ordering::Relaxed);
+            if work.whole {
+                self.publish_whole().await;
+            } else if !self.publish_endpoints(&work.services).await {
+                continue;
+            }
+            tokio::time::sleep(INTERVAL).await;
+        }
+    }
+
+    /// Compiles the current document and swaps it in, or reports why not.
+    async fn publish_whole(&mut self) {
+        let Some(current) = self.cluster.read(|state| state.documents().current().cloned()) else { return };
+        match self.try_whole(&current).await {
+            Ok(services) => {
+                self.services = services;
+                self.published.version.store(current.version, Ordering::Release);
+                self.said(current.version, String::new());
+                info!(version = current.version, by = %current.by, "the gateway document runs");
+            }
+            Err(reason) => {
+                let running = self.published.version();
+                error!(version = current.version, running, %reason, "this node cannot run the gateway document; what ran goes on");
+                self.said(running, refusal(current.version, &reason));
+                // The endpoints of what goes on may have changed with a snapshot.
+                self.publish_endpoints(&self.services).await;
+            }
+        }
+    }
+
+    async fn try_whole(&self, current: &Arc<Version>) -> Result<BTreeSet<String>, String> {
+        let (cluster, previous, current) = (self.cluster.clone(), self.proxy.table(), current.clone());
+        // A large document takes long to check: not on a thread that answers calls.
+        let compiled = tokio::task::spawn_blocking(move || {
+            let document = check::document(&current.content).map_err(|problems| {
+                problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+            })?;
+            let services = compile::services(&document);
+            let registered = cluster.read(|state| compile::registered(state.registry(), &services));
+            let table = RoutingTable::compile(current.version, &document, &registered, &previous);
+            table.map(|table| (services, table)).map_err(|error| error.to_string())
+        });
+        let (services, table) =
+            compiled.await.map_err(|error| format!("it could not be compiled: {error}"))??;
+        self.proxy.publish(table).await.map_err(|error| error.to_string())?;
+        Ok(services)
+    }
+
+    /// Swaps the endpoints of the `changed` services that requests are sent to; false if there is none.
+    async fn publish_endpoints(&self, changed: &BTreeSet<String>) -> bool {
+        let services: Vec<&String> = changed.intersection(&self.services).collect();
+        if services.is_empty() {
+            return false;
+        }
+        let registered =
+            self.cluster.read(|state| compile::registered(state.registry(), services.iter().copied()));
+        let mut table = RoutingTable::clone(&self.proxy.table());
+        for (service, endpoints) in registered {
+            table = table.with_endpoints(&service, endpoints);
+        }
+        if let Err(error) = self.proxy.publish(table).await {
+            error!(%error, "the endpoints could not be published; the next change tries again");
+        }
+        true
+    }
+
+    fn said(&self, version: u64, error: String) {
+        self.published.error.lock().expect("nothing panics under this lock").clone_from(&error);
+        self.cluster.report(version, error);
+    }
+}
+
+// === impl Work ===
+
+impl Work {
+    fn add(&mut self, changes: &[Change]) {
+        for change in changes {
+            match &change.kind {
+                ChangeKind::Reset | ChangeKind::Document(_) => self.whole = true,
+                ChangeKind::Registered(instance) | ChangeKind::Deregistered(instance) => {
+                    self.touch(&instance.name);
+                }
+                ChangeKind::Updated { was, now } => {
+                    self.touch(&was.name);
+                    self.touch(&now.name);
+                }
+                ChangeKind::Expired(instance) => {
+                    self.expirations += 1;
+                    self.touch(&instance.name);
+                }
+            }
+        }
+    }
+
+    fn touch(&mut self, service: &str) {
+        if !self.services.contains(service) {
+            self.services.insert(service.to_owned());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_about_its_own_version_only() {
+        let said = refusal(12, "address in use");
+        assert_eq!(refusal_of(12, &said), Some("address in use"));
+        assert_eq!(refusal_of(1, &said), None);
+        assert_eq!(refusal_of(12, ""), None);
+    }
+}

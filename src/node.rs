@@ -1,0 +1,305 @@
+//! One gogate process, wired: what runs, what feeds it, when it ends.
+//!
+//! | task | inputs | outputs | ends |
+//! |---|---|---|---|
+//! | proxy workers (threads of their own) | client connections, the routing table | upstream requests | after the drain, or with the process |
+//! | cluster (its own tasks) | peers, proposals | the replicated state, its changes | `Cluster::shutdown`; by itself only when its core stops, and then the process ends |
+//! | publish | `Cluster::changes` | the proxy's table, this node's report | aborted after the drain |
+//! | heartbeats | beats taken by the admin API | the leader's next tick | aborted after the drain |
+//! | reload | SIGHUP, the gateway file | proposals | aborted after the drain |
+//! | quorum | a linearizable read now and then | `caught_up`, log lines | aborted after the drain |
+//! | admin | its listener | calls of all of the above | told to stop after the drain; open calls get 2 s |
+//! | signals | SIGTERM, SIGINT, SIGHUP | drain, stop at once, reload | with the process |
+//!
+//! Invariants: the data plane has its own threads, so nothing here can delay a request; whatever was started is
+//! stopped in the opposite order. Neighbours: `cli::serve` reads the node file and calls [`run`].
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use gogate_cluster::{Cluster, ClusterConfig, StartError, Timers};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    config::node::{NodeConfig, Role},
+    control::{
+        admin::{self, Context},
+        heartbeats::Heartbeats,
+        publish::{Published, Publisher},
+        reload::Reload,
+    },
+    proxy::{Proxy, ProxyConfig},
+};
+
+/// What this build calls itself.
+pub const BUILD: &str = env!("CARGO_PKG_VERSION");
+
+/// Threads of the control plane. Two: one call that computes must not hold up the group's heartbeats.
+const CONTROL_THREADS: usize = 2;
+
+/// Between two looks at whether there is a quorum, and how long one look may take.
+const QUORUM_PERIOD: Duration = Duration::from_secs(2);
+
+/// Between two looks while this node has never had one.
+const QUORUM_RETRY: Duration = Duration::from_millis(50);
+
+/// How long the cluster may take to close its store.
+const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Why a node did not start, or ended by itself. Each message is one line.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// An address cannot be listened on.
+    #[error("{key} {address}: cannot listen: {error}{}", advice(.error))]
+    Listen {
+        /// The key of the node file.
+        key: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The cluster part.
+    #[error(transparent)]
+    Cluster(#[from] StartError),
+    /// The data plane's threads.
+    #[error("the proxy cannot start: {0}")]
+    Proxy(io::Error),
+    /// The runtime or the signals.
+    #[error("the process cannot start: {0}")]
+    Process(io::Error),
+    /// The consensus core stopped.
+    #[error("the consensus core has stopped: {0}; start the node again")]
+    Stopped(String),
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another process listens there: stop it, or choose another address",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrNotAvailable => "; this machine has no such address",
+        _ => "",
+    }
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// When it cannot start, or its consensus core stops.
+pub fn run(config: NodeConfig) -> Result<(), NodeError> {
+    raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(CONTROL_THREADS)
+        .thread_name("control")
+        .enable_all()
+        .build()
+        .map_err(NodeError::Process)?;
+    let result = runtime.block_on(live(config));
+    // A blocking task (a folder's fsync, a document's check) must not hold up the exit.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
+}
+
+/// A gateway's connections are descriptors: take all that the hard limit gives.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })
+    {
+        warn!(%error, "the limit of open files could not be raised");
+    }
+}
+
+/// Start, run, drain, stop.
+async fn live(config: NodeConfig) -> Result<(), NodeError> {
+    let mut signals = Signals::new().map_err(NodeError::Process)?;
+    let admin_listener = listen("admin.listen", config.admin_listen)?;
+    let admin_address = admin_listener.local_addr().map_err(NodeError::Process)?;
+    let admin_listener = TcpListener::from_std(admin_listener).map_err(NodeError::Process)?;
+    let peer_listener = listen("peer.listen", config.peer_listen)?;
+    info!(node = %config.name, admin = %admin_address, peer = %config.peer_listen, build = BUILD, "starting");
+
+    // Served from here on: a node that waits for its peers is alive, and not ready.
+    let context = Arc::new(OnceLock::new());
+    let (stop, stopped) = watch::channel(false);
+    let admin = tokio::spawn(admin::serve(admin_listener, context.clone(), stopped));
+
+    let cluster_name =
+        config.cluster.as_ref().map_or_else(|| config.name.clone(), |cluster| cluster.name.clone());
+    let starting =
+        Cluster::start(cluster_config(&config, cluster_name.clone(), peer_listener, admin_address));
+    let cluster = tokio::select! {
+        started = starting => started?,
+        () = signals.stop() => {
+            info!("stopped before the cluster was formed");
+            return Ok(());
+        }
+    };
+    let proxy = Proxy::start(ProxyConfig {
+        workers: config.workers,
+        bind: config.bind.clone(),
+        drain_wait: config.drain_wait,
+        drain_deadline: config.drain_deadline,
+    });
+    let proxy = Arc::new(proxy.map_err(NodeError::Proxy)?);
+
+    let published = Arc::new(Published::default());
+    let heartbeats = Arc::new(Heartbeats::new());
+    let (caught_up, has_caught_up) = watch::channel(false);
+    let publisher = Publisher::new(cluster.clone(), proxy.clone(), published.clone());
+    let mut tasks = vec![
+        tokio::spawn(publisher.run(cluster.changes())),
+        tokio::spawn(watch_quorum(cluster.clone(), caught_up)),
+        tokio::spawn({
+            let (heartbeats, cluster) = (heartbeats.clone(), cluster.clone());
+            async move { heartbeats.forward(&cluster).await }
+        }),
+    ];
+    tasks.extend(reload(&config, &cluster, &signals.hangup));
+    let _ = context.set(Context {
+        cluster_name,
+        node: config.name.clone(),
+        cluster: cluster.clone(),
+        proxy: proxy.clone(),
+        published,
+        heartbeats,
+        caught_up: has_caught_up,
+        build: BUILD,
+    });
+    info!(id = cluster.node_id(), "this node takes part in the cluster");
+
+    let result = tokio::select! {
+        () = signals.stop() => Ok(()),
+        reason = cluster.stopped() => Err(NodeError::Stopped(reason)),
+    };
+    if result.is_ok() {
+        info!(wait = ?config.drain_wait, deadline = ?config.drain_deadline, "draining; a second signal ends it at once");
+        tokio::select! {
+            () = proxy.drain() => info!("drained"),
+            () = signals.stop() => warn!("told to stop at once; open requests are cut"),
+        }
+    }
+    for task in &tasks {
+        task.abort();
+    }
+    let _ = stop.send(true);
+    let closing = async {
+        let _ = admin.await;
+        cluster.shutdown().await;
+    };
+    tokio::select! {
+        closed = tokio::time::timeout(SHUTDOWN_DEADLINE, closing) => if closed.is_err() {
+            error!("the cluster took too long to close; what was acknowledged is on disk");
+        },
+        () = signals.stop() => {}
+    }
+    result
+}
+
+fn listen(key: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, NodeError> {
+    let listener = || {
+        use socket2::{Domain, Protocol, Socket, Type};
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        // A restart must not wait for the connections of the process before it to be forgotten.
+        socket.set_reuse_address(true)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(1024)?;
+        Ok(socket.into())
+    };
+    listener().map_err(|error| NodeError::Listen { key, address, error })
+}
+
+fn cluster_config(
+    config: &NodeConfig,
+    cluster_name: String,
+    listener: std::net::TcpListener,
+    admin: SocketAddr,
+) -> ClusterConfig {
+    let cluster = config.cluster.as_ref();
+    ClusterConfig {
+        name: config.name.clone(),
+        data_dir: config.data_dir.clone(),
+        cluster_name,
+        expect: cluster.map_or(1, |cluster| cluster.expect),
+        peers: cluster.map_or_else(Vec::new, |cluster| cluster.peers.clone()),
+        learner: cluster.is_some_and(|cluster| cluster.role == Role::Learner),
+        listener,
+        advertise: config.peer_advertise.clone(),
+        admin: admin.to_string(),
+        secret: config.peer_secret.clone(),
+        build: BUILD.to_owned(),
+        timers: Timers::default(),
+    }
+}
+
+fn reload(config: &NodeConfig, cluster: &Cluster, hangup: &Arc<Notify>) -> Option<JoinHandle<()>> {
+    let file = config.gateway_file.clone()?;
+    let reload =
+        Reload::new(cluster.clone(), config.name.clone(), file, config.gateway_watch, hangup.clone());
+    Some(tokio::spawn(reload.run()))
+}
+
+/// Learns when this node has caught up with its cluster, and says when there is no quorum (P1).
+async fn watch_quorum(cluster: Cluster, caught_up: watch::Sender<bool>) {
+    while cluster.linearizable(QUORUM_PERIOD).await.is_err() {
+        tokio::time::sleep(QUORUM_RETRY).await;
+    }
+    caught_up.send_replace(true);
+    let mut reachable = true;
+    loop {
+        tokio::time::sleep(QUORUM_PERIOD).await;
+        match cluster.linearizable(QUORUM_PERIOD).await {
+            Ok(()) if !reachable => info!("there is a quorum again"),
+            Err(error) if reachable => {
+                warn!(reason = %error.reason, "no quorum: requests are served from what this node last knew");
+            }
+            Ok(()) | Err(_) => continue,
+        }
+        reachable = !reachable;
+    }
+}
+
+/// What the operating system asks of the process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Arc<Notify>,
+}
+
+// === impl Signals ===
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        let hangup = Arc::new(Notify::new());
+        let (mut received, notify) = (signal(SignalKind::hangup())?, hangup.clone());
+        tokio::spawn(async move {
+            while received.recv().await.is_some() {
+                notify.notify_one();
+            }
+        });
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hangup,
+        })
+    }
+
+    /// Resolves at the next request to stop.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! One connection to an endpoint.
+//!
+//! Job: hyper's client connection, driven by the request that holds it instead of a task of its own: nothing
+//! wakes anything to move a request from one task to another. Its socket wakes the request's task; what hyper
+//! wakes inside (its channels) only sets a flag that [`Connection::poll_with`] looks at.
+//! Invariant: a wake-up is never lost: after every poll of hyper the flag is looked at, and the task is woken if
+//! it stays set. Neighbours: `pool` keeps it between requests, `forward` sends on it.
+
+use std::{
+    cell::Cell,
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+    time::Instant,
+};
+
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::{
+    stream::{EndpointStream, Task},
+    upload::RequestBody,
+};
+
+/// How often hyper is polled for one wake-up before other tasks get their turn.
+const POLLS_MAX: usize = 32;
+
+/// An open connection, with or without a request on it.
+pub(super) struct Connection {
+    pub(super) sender: http1::SendRequest<RequestBody>,
+    /// None once it has ended.
+    hyper: Option<http1::Connection<TokioIo<EndpointStream>, RequestBody>>,
+    pub(super) task: Rc<Task>,
+    flag: Arc<Flag>,
+    flag_waker: Waker,
+    /// Whether the endpoint sent anything since [`Connection::begin`].
+    received: Rc<Cell<bool>>,
+    pub(super) reused: bool,
+    pub(super) idle_since: Instant,
+}
+
+#[derive(Debug, Default)]
+struct Flag(AtomicBool);
+
+impl Wake for Flag {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+// === impl Connection ===
+
+impl Connection {
+    /// Opens a connection.
+    pub(super) async fn open(address: SocketAddr) -> io::Result<Connection> {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        let task = Rc::new(Task::nobody());
+        let received = Rc::new(Cell::new(false));
+        let stream = EndpointStream::new(tcp, Rc::clone(&task), Rc::clone(&received));
+        let (sender, hyper) =
+            http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let flag = Arc::new(Flag::default());
+        Ok(Connection {
+            sender,
+            hyper: Some(hyper),
+            task,
+            flag_waker: Arc::clone(&flag).into(),
+            flag,
+            received,
+            reused: false,
+            idle_since: Instant::now(),
+        })
+    }
+
+    /// Whether it is open and takes a request.
+    pub(super) fn is_usable(&mut self) -> bool {
+        self.poll_hyper();
+        self.hyper.is_some() && self.sender.is_ready()
+    }
+
+    /// Before a request is sent.
+    pub(super) fn begin(&mut self) {
+        self.received.set(false);
+    }
+
+    /// Whether the endpoint has sent anything since [`Connection::begin`].
+    pub(super) fn has_received(&self) -> bool {
+        self.received.get()
+    }
+
+    /// After a request, before it waits for the next one.
+    pub(super) fn rest(&mut self) {
+        self.task.set(Waker::noop());
+        self.reused = true;
+        self.idle_since = Instant::now();
+    }
+
+    /// Polls the connection and `what`, which depends on nothing but it, until neither makes progress.
+    pub(super) fn poll_with<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut what: impl FnMut(&mut Context<'_>) -> Poll<T>,
+    ) -> Poll<T> {
+        self.task.set(cx.waker());
+        for _ in 0..POLLS_MAX {
+            if let Poll::Ready(done) = what(&mut Context::from_waker(&self.flag_waker)) {
+                return Poll::Ready(done);
+            }
+            self.flag.0.store(false, Ordering::Relaxed);
+            self.poll_hyper();
+            if let Poll::Ready(done) = what(&mut Context::from_waker(&self.flag_waker)) {
+                return Poll::Ready(done);
+            }
+            if !self.flag.0.load(Ordering::Relaxed) {
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Once ended it is dropped, so that whoever waits for it hears so.
+    fn poll_hyper(&mut self) {
+        if let Some(hyper) = &mut self.hyper
+            && Pin::new(hyper).poll(&mut Context::from_waker(&self.flag_waker)).is_ready()
+        {
+            self.hyper = None;
+        }
+    }
+}
+
+impl std::fmt::Debug for Connection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connection").field("open", &self.hyper.is_some()).finish_non_exhaustive()
+    }
+}

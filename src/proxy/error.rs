@@ -1,0 +1,261 @@
+//! What can go wrong with a request, and the one table that makes an answer of it.
+//!
+//! Job: every failure in the data plane is a [`ProxyError`]; [`ProxyError::row`] alone knows its status, its
+//! reason in the metrics, its RFC 9209 token, who failed and whether the connection must close.
+//! Invariant: the table is exhaustive, without a `_` arm. Neighbours: `http` answers with it, `listener` and
+//! `http` write it raw where no HTTP exchange exists.
+
+use std::fmt::Write;
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Response, StatusCode, header};
+
+/// A failed request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum ProxyError {
+    /// The request can be read in more than one way, or not at all.
+    Malformed(&'static str),
+    /// No route takes the request.
+    NoRoute,
+    /// A route knows the path, but not with this method.
+    MethodNotAllowed(Vec<Method>),
+    /// The client sent its request too slowly.
+    RequestTimeout,
+    /// The body is longer than the document allows.
+    BodyTooLarge,
+    /// The request target is longer than the document allows.
+    UriTooLong,
+    /// The head is longer, or has more fields, than the document allows.
+    HeadTooLarge,
+    /// A transfer coding or method that gogate does not speak.
+    NotImplemented(&'static str),
+    /// No endpoint took the connection.
+    ConnectFailed,
+    /// The endpoint closed the connection before it answered.
+    UpstreamReset,
+    /// The endpoint's answer is not HTTP.
+    UpstreamMalformed,
+    /// No connection to the endpoint in time.
+    ConnectTimeout,
+    /// No answer from the endpoint in time.
+    UpstreamTimeout,
+    /// The service has no endpoint.
+    NoEndpoint,
+    /// Every connection to the endpoint is in use and the queue is full or too slow.
+    PoolOverload,
+    /// This node has as many client connections as it may.
+    TooManyConnections,
+}
+
+/// Who failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Blame {
+    Client,
+    Gateway,
+    Upstream,
+}
+
+/// One line of the table.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) status: StatusCode,
+    /// The label of `gogate_rejections_total`.
+    pub(super) reason: &'static str,
+    /// The `error` of `Proxy-Status` (RFC 9209, section 2.3).
+    token: &'static str,
+    pub(super) blame: Blame,
+    detail: &'static str,
+    retry_after: bool,
+    /// What follows on the connection cannot be trusted, or is not wanted.
+    close: bool,
+}
+
+/// Seconds told in `Retry-After`.
+const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+
+// === impl ProxyError ===
+
+impl ProxyError {
+    /// The table.
+    pub(super) fn row(&self) -> Row {
+        use Blame::{Client, Gateway, Upstream};
+        let row = |status: u16, reason, token, blame, detail| Row {
+            status: StatusCode::from_u16(status).expect("the table holds valid codes"),
+            reason,
+            token,
+            blame,
+            detail,
+            retry_after: status == 503,
+            close: false,
+        };
+        let closing = |row: Row| Row { close: true, ..row };
+        match self {
+            Self::Malformed(why) => closing(row(400, "malformed", "http_request_error", Client, why)),
+            Self::NoRoute => {
+                row(404, "no_route", "destination_not_found", Client, "no route takes this request")
+            }
+            Self::MethodNotAllowed(_) => row(
+                405,
+                "method_not_allowed",
+                "http_request_denied",
+                Client,
+                "no route takes this method here; see the Allow header",
+            ),
+            Self::RequestTimeout => closing(row(
+                408,
+                "request_timeout",
+                "http_request_error",
+                Client,
+                "the request did not arrive in time",
+            )),
+            Self::BodyTooLarge => closing(row(
+                413,
+                "body_too_large",
+                "http_request_denied",
+                Client,
+                "the request body is longer than limits.body_bytes",
+            )),
+            Self::UriTooLong => closing(row(
+                414,
+                "uri_too_long",
+                "http_request_denied",
+                Client,
+                "the request target is longer than limits.uri_bytes",
+            )),
+            Self::HeadTooLarge => closing(row(
+                431,
+                "head_too_large",
+                "http_request_denied",
+                Client,
+                "the request head is longer than limits.header_bytes or has more fields than limits.headers",
+            )),
+            Self::NotImplemented(why) => {
+                closing(row(501, "not_implemented", "http_request_error", Client, why))
+            }
+            Self::ConnectFailed => {
+                row(502, "connect_failed", "connection_refused", Upstream, "no endpoint took the connection")
+            }
+            Self::UpstreamReset => row(
+                502,
+                "upstream_reset",
+                "connection_terminated",
+                Upstream,
+                "the endpoint closed the connection before it answered",
+            ),
+            Self::UpstreamMalformed => row(
+                502,
+                "upstream_malformed",
+                "http_protocol_error",
+                Upstream,
+                "the endpoint's answer is not valid HTTP",
+            ),
+            Self::ConnectTimeout => row(
+                504,
+                "connect_timeout",
+                "connection_timeout",
+                Upstream,
+                "no connection to an endpoint in time",
+            ),
+            Self::UpstreamTimeout => row(
+                504,
+                "upstream_timeout",
+                "http_response_timeout",
+                Upstream,
+                "the endpoint did not answer in time",
+            ),
+            Self::NoEndpoint => {
+                row(503, "no_endpoint", "destination_unavailable", Upstream, "the service has no endpoint")
+            }
+            Self::PoolOverload => row(
+                503,
+                "pool_overload",
+                "connection_limit_reached",
+                Gateway,
+                "every connection to the endpoint is in use",
+            ),
+            Self::TooManyConnections => closing(row(
+                503,
+                "too_many_connections",
+                "connection_limit_reached",
+                Gateway,
+                "this node has as many connections as limits.connections allows",
+            )),
+        }
+    }
+
+    /// The answer to a client.
+    pub(super) fn response(&self, request_id: &HeaderValue) -> Response<Bytes> {
+        let row = self.row();
+        let mut body = String::with_capacity(256);
+        let title = row.status.canonical_reason().unwrap_or("Error");
+        let id = request_id.to_str().unwrap_or("");
+        write!(
+            body,
+            r#"{{"type":"about:blank","title":"{title}","status":{},"detail":"{}","request_id":"{id}"}}"#,
+            row.status.as_u16(),
+            row.detail,
+        )
+        .expect("writing to a String cannot fail");
+        let mut response = Response::new(Bytes::from(body));
+        *response.status_mut() = row.status;
+        let length = response.body().len();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert("x-request-id", request_id.clone());
+        if let Ok(status) = HeaderValue::try_from(format!("gogate; error={}", row.token)) {
+            headers.insert("proxy-status", status);
+        }
+        if row.retry_after {
+            headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+        }
+        if row.close {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Self::MethodNotAllowed(methods) = self {
+            let names: Vec<&str> = methods.iter().map(Method::as_str).collect();
+            if let Ok(allow) = HeaderValue::try_from(names.join(", ")) {
+                headers.insert(header::ALLOW, allow);
+            }
+        }
+        response
+    }
+
+    /// The same answer as bytes, for a connection on which no exchange is under way.
+    pub(super) fn raw_response(&self, request_id: &HeaderValue) -> Vec<u8> {
+        let response = self.response(request_id);
+        let mut raw = format!("HTTP/1.1 {}\r\n", response.status()).into_bytes();
+        for (name, value) in response.headers() {
+            raw.extend_from_slice(name.as_str().as_bytes());
+            raw.extend_from_slice(b": ");
+            raw.extend_from_slice(value.as_bytes());
+            raw.extend_from_slice(b"\r\n");
+        }
+        raw.extend_from_slice(b"\r\n");
+        raw.extend_from_slice(response.body());
+        raw
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_names_the_request_and_says_whether_to_come_back() {
+        let id = HeaderValue::from_static("r-1");
+        let response = ProxyError::PoolOverload.response(&id);
+        assert_eq!(response.status(), 503);
+        assert_eq!(response.headers()["retry-after"], "1");
+        assert_eq!(response.headers()["proxy-status"], "gogate; error=connection_limit_reached");
+        let problem: serde_json::Value = serde_json::from_slice(response.body()).unwrap();
+        assert_eq!(problem["status"], 503);
+        assert_eq!(problem["request_id"], "r-1");
+    }
+
+    #[test]
+    fn a_wrong_method_is_told_the_right_ones() {
+        let error = ProxyError::MethodNotAllowed(vec![Method::GET, Method::PUT]);
+        assert_eq!(error.response(&HeaderValue::from_static("r")).headers()["allow"], "GET, PUT");
+    }
+}

@@ -1,0 +1,301 @@
+//! Send a request to one endpoint, and stream its answer back.
+//!
+//! Job: choose an endpoint, take a pooled connection or open one, send under deadlines, and decide whether a
+//! failure may be met by sending again: always where the request never left; where a reused connection turned
+//! out to be closed before any byte of an answer, if the method is idempotent and nothing of a body is gone
+//! (RFC 9110, section 9.2.2; RFC 9112, section 9.3.1). So a stale pooled connection never becomes a 502.
+//! Neighbours: `http` calls it, `pool` lends, `upload` carries the body.
+
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    rc::Rc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::{
+    error::ProxyError,
+    http::{Client, Record},
+    pool::{Lease, Pool},
+    upload::{RequestBody, Upload},
+    upstream::LocalUpstream,
+};
+
+/// A request as the endpoint will see it.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) headers: HeaderMap,
+    /// None: no body.
+    pub(super) upload: Option<Rc<Upload>>,
+}
+
+/// How one attempt ended.
+enum Attempt {
+    Answered(Response<Incoming>),
+    /// The request is whole and may be sent again.
+    Unsent(Outgoing),
+    Failed(ProxyError),
+}
+
+/// Sends the request and waits for the head of its answer; the lease carries its body.
+pub(super) async fn forward(
+    client: &Client,
+    upstream: &LocalUpstream,
+    mut outgoing: Outgoing,
+    started: Instant,
+    answer_within: Duration,
+) -> Result<(Response<Incoming>, Lease), ProxyError> {
+    let plan = &upstream.plan;
+    let mut refused = None;
+    let mut stale = false;
+    loop {
+        let place = upstream.choose(refused).ok_or(ProxyError::NoEndpoint)?;
+        let pool = &upstream.pools[place];
+        let idle = if stale { None } else { pool.idle_lease(&plan.pool) };
+        let mut lease = match idle {
+            Some(lease) => lease,
+            None => match open(client, upstream, pool).await {
+                Ok(lease) => lease,
+                Err(ProxyError::ConnectFailed | ProxyError::ConnectTimeout)
+                    if refused.is_none() && upstream.pools.len() > 1 =>
+                {
+                    client.worker.figures.retry(&plan.name, "connect");
+                    refused = Some(place);
+                    continue;
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        let time = if outgoing.upload.is_some() { plan.timeouts.idle } else { answer_within };
+        client.alarm.set(client.worker.alarms.soon().max(started) + time);
+        match send(client, &mut lease, outgoing).await {
+            Attempt::Answered(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                return Err(ProxyError::UpstreamMalformed);
+            }
+            Attempt::Answered(response) => return Ok((response, lease)),
+            Attempt::Failed(error) => return Err(error),
+            Attempt::Unsent(_) if stale => return Err(ProxyError::UpstreamReset),
+            Attempt::Unsent(again) => {
+                client.worker.figures.retry(&plan.name, "stale");
+                stale = true;
+                outgoing = again;
+            }
+        }
+    }
+}
+
+/// A lease with a connection that is new, or that another request just gave back.
+async fn open(client: &Client, upstream: &LocalUpstream, pool: &Rc<Pool>) -> Result<Lease, ProxyError> {
+    client.alarm.set(client.worker.alarms.soon() + upstream.plan.timeouts.connect);
+    let mut lease = client.in_time(pool.lease(&upstream.plan.pool), ProxyError::PoolOverload).await?;
+    if lease.connection().is_none() {
+        client.in_time(lease.connect(), ProxyError::ConnectTimeout).await?;
+    }
+    Ok(lease)
+}
+
+async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing) -> Attempt {
+    let Some(connection) = lease.connection() else { return Attempt::Failed(ProxyError::ConnectFailed) };
+    let saved = (connection.reused && outgoing.method.is_idempotent()).then(|| Saved::of(&outgoing));
+    let Outgoing { method, uri, headers, upload } = outgoing;
+    let body = upload.as_ref().map_or_else(RequestBody::empty, |upload| upload.body(&connection.task));
+    let mut request = Request::new(body);
+    *request.method_mut() = method;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    *request.version_mut() = Version::HTTP_11;
+
+    connection.begin();
+    let mut answer = pin!(connection.sender.try_send_request(request));
+    let outcome = poll_fn(|cx| match connection.poll_with(cx, |cx| answer.as_mut().poll(cx)) {
+        Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
+        Poll::Pending if client.alarm.rang() => Poll::Ready(None),
+        Poll::Pending => Poll::Pending,
+    })
+    .await;
+    let mut error = match outcome {
+        Some(Ok(response)) => return Attempt::Answered(response),
+        Some(Err(error)) => error,
+        None if upload.as_ref().is_some_and(|upload| upload.waits_for_client()) => {
+            return Attempt::Failed(ProxyError::RequestTimeout);
+        }
+        None => return Attempt::Failed(ProxyError::UpstreamTimeout),
+    };
+    if let Some(failure) = upload.as_ref().and_then(|upload| upload.failure()) {
+        return Attempt::Failed(failure);
+    }
+    if let Some(request) = error.take_message() {
+        let (parts, _) = request.into_parts();
+        return Attempt::Unsent(Outgoing {
+            method: parts.method,
+            uri: parts.uri,
+            headers: parts.headers,
+            upload,
+        });
+    }
+    if !connection.has_received()
+        && upload.as_ref().is_none_or(|upload| upload.is_untouched())
+        && let Some(saved) = saved
+    {
+        return Attempt::Unsent(saved.restore(upload));
+    }
+    Attempt::Failed(if error.error().is_parse() {
+        ProxyError::UpstreamMalformed
+    } else {
+        ProxyError::UpstreamReset
+    })
+}
+
+// === sending again ===
+
+/// What it takes to send a request again: cheaper than a copy of the header map, and seldom read.
+struct Saved {
+    method: Method,
+    uri: Uri,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Saved {
+    fn of(outgoing: &Outgoing) -> Self {
+        let headers = outgoing.headers.iter().map(|(name, value)| (name.clone(), value.clone()));
+        Self { method: outgoing.method.clone(), uri: outgoing.uri.clone(), headers: headers.collect() }
+    }
+
+    fn restore(self, upload: Option<Rc<Upload>>) -> Outgoing {
+        let mut headers = HeaderMap::with_capacity(self.headers.len());
+        for (name, value) in self.headers {
+            headers.append(name, value);
+        }
+        Outgoing { method: self.method, uri: self.uri, headers, upload }
+    }
+}
+
+// === impl AnswerBody ===
+
+/// What hyper sends to the client.
+#[derive(Debug)]
+pub(super) struct AnswerBody {
+    content: Content,
+    client: Rc<Client>,
+    /// Counts the request when the body is gone.
+    _record: Record,
+}
+
+#[derive(Debug)]
+enum Content {
+    Own(Option<Bytes>),
+    Endpoint {
+        incoming: Incoming,
+        lease: Option<Lease>,
+        idle: Duration,
+    },
+    /// The body ended before its time.
+    Broken(std::io::ErrorKind),
+}
+
+impl AnswerBody {
+    /// The gateway's own words.
+    pub(super) fn own(content: Bytes, client: &Rc<Client>, record: Record) -> Self {
+        Self { content: Content::Own(Some(content)), client: Rc::clone(client), _record: record }
+    }
+
+    /// An endpoint's body, which may stand still for `idle`.
+    pub(super) fn endpoint(
+        incoming: Incoming,
+        lease: Lease,
+        idle: Duration,
+        client: &Rc<Client>,
+        record: Record,
+    ) -> Self {
+        client.alarm.set(client.worker.alarms.soon() + idle);
+        let content = Content::Endpoint { incoming, lease: Some(lease), idle };
+        let mut body = Self { content, client: Rc::clone(client), _record: record };
+        if body.is_end_stream() {
+            body.end();
+        }
+        body
+    }
+
+    /// Fails at the next poll: what came before the failure is written out first, for hyper drops what it holds
+    /// when a body fails.
+    fn break_off<T>(&mut self, cx: &Context<'_>, kind: std::io::ErrorKind) -> Poll<T> {
+        self.content = Content::Broken(kind);
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// The answer is whole: its connection may carry the next one.
+    fn end(&mut self) {
+        if let Content::Endpoint { lease, .. } = &mut self.content
+            && let Some(mut lease) = lease.take()
+            && lease.connection().is_some_and(|connection| connection.is_usable())
+        {
+            lease.give_back();
+        }
+    }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        let (incoming, lease, idle) = match &mut this.content {
+            Content::Own(content) => return Poll::Ready(content.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Content::Endpoint { incoming, lease, idle } => (incoming, lease, *idle),
+            Content::Broken(kind) => return Poll::Ready(Some(Err((*kind).into()))),
+        };
+        let Some(connection) = lease.as_mut().and_then(Lease::connection) else { return Poll::Ready(None) };
+        let Poll::Ready(frame) = connection.poll_with(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx))
+        else {
+            let late = this.client.alarm.rang();
+            return if late { this.break_off(cx, std::io::ErrorKind::TimedOut) } else { Poll::Pending };
+        };
+        match frame {
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    this.client.worker.figures.response_bytes.add(data.len() as u64);
+                }
+                if frame.is_trailers() || incoming.is_end_stream() {
+                    this.end();
+                } else {
+                    this.client.alarm.set(this.client.worker.alarms.soon() + idle);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Some(Err(_)) => this.break_off(cx, std::io::ErrorKind::UnexpectedEof),
+            None => {
+                this.end();
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.content {
+            Content::Own(content) => content.as_ref().is_none_or(Bytes::is_empty),
+            Content::Endpoint { incoming, .. } => incoming.is_end_stream(),
+            Content::Broken(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Own(content) => SizeHint::with_exact(content.as_ref().map_or(0, Bytes::len) as u64),
+            Content::Endpoint { incoming, .. } => incoming.size_hint(),
+            Content::Broken(_) => SizeHint::default(),
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! One client connection and its HTTP requests, from first byte to last count.
+//!
+//! Job: [`serve`] runs hyper over a client's socket; [`answer`] is the life of one request. Invariants: a request
+//! uses one [`View`] from its beginning to its end; every failure is a [`ProxyError`]; every request is counted
+//! once, when its answer's body is gone. Neighbours: `listener` hands over sockets, `route_match` finds the
+//! route, `headers` cleans, `forward` sends.
+
+use std::{
+    cell::Cell,
+    convert::Infallible,
+    future::{Future, poll_fn},
+    net::{IpAddr, SocketAddr},
+    pin::{Pin, pin},
+    rc::Rc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header, request::Parts};
+use http_body::Body;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use super::{
+    alarm::Alarm,
+    error::{Blame, ProxyError},
+    figures::{RouteFigures, method_label},
+    forward::{AnswerBody, Outgoing, forward},
+    framing::Framing,
+    headers::{self, Peer, RequestId},
+    listener::{ListenerState, Permit},
+    route_match::{self, Found},
+    stream::ClientStream,
+    table::Routing,
+    upload::Upload,
+    upstream::View,
+    worker::Worker,
+};
+
+/// How long an idle connection is kept for a client's next request.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// How much, and for how long, is read from a client that is being told to go away. Closing at once would reset
+/// the connection, and the reset overtakes the answer.
+const LINGER_BYTES: usize = 1 << 20;
+const LINGER: Duration = Duration::from_secs(1);
+/// hyper's smallest buffer; `framing` holds the document's own bound.
+const BUFFER_MIN: usize = 8 << 10;
+const BUFFER_MAX: usize = 400 << 10;
+/// More fields than this make hyper allocate for each request.
+const FIELDS_WITHOUT_ALLOCATION: usize = 100;
+
+/// A client's connection, shared by everything that works for it.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) worker: Rc<Worker>,
+    pub(super) alarm: Rc<Alarm>,
+    listener: Rc<ListenerState>,
+    address: IpAddr,
+    peer: Peer,
+    header_timeout: Duration,
+    /// Between a request's head and the end of its answer.
+    exchange: Cell<bool>,
+    /// Reading stopped until the exchange under way is over.
+    stalled: Cell<bool>,
+}
+
+/// A request being counted: what it has come to is counted when this is dropped.
+#[derive(Debug)]
+pub(super) struct Record {
+    client: Rc<Client>,
+    figures: Rc<RouteFigures>,
+    started: Instant,
+    method: &'static str,
+    /// 499 until there is an answer: the client went away.
+    status: u16,
+}
+
+/// What a request is counted as when its client left before the answer; nginx's number, for want of a standard.
+const CLIENT_LEFT: u16 = 499;
+
+// === impl Client ===
+
+impl Client {
+    /// Whether a request is being answered.
+    pub(super) fn exchange_under_way(&self) -> bool {
+        self.exchange.get()
+    }
+
+    /// Reading goes no further until the exchange under way is over.
+    pub(super) fn stall(&self) {
+        self.stalled.set(true);
+    }
+
+    /// The first bytes of a head are here: the rest must follow in time.
+    pub(super) fn head_began(&self) {
+        self.alarm.set(self.worker.alarms.soon() + self.header_timeout);
+    }
+
+    /// Waits for `work` until the alarm rings.
+    pub(super) async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, ProxyError>>,
+        late: ProxyError,
+    ) -> Result<T, ProxyError> {
+        let mut work = pin!(work);
+        let done = poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending if self.alarm.rang() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        done.await.unwrap_or(Err(late))
+    }
+
+    fn exchange_ends(&self, now: Instant) {
+        self.alarm.set_ceiling(None);
+        self.alarm.set(now + KEEP_ALIVE);
+        self.exchange.set(false);
+        if self.stalled.take() {
+            self.alarm.wake();
+        }
+    }
+}
+
+// === impl Record ===
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        self.figures.count(self.method, self.status, now.saturating_duration_since(self.started));
+        self.client.exchange_ends(now);
+    }
+}
+
+// === a connection ===
+
+/// Serves a client until either side has had enough. The permit goes with the connection.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    listener: Rc<ListenerState>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    permit: Permit,
+) {
+    let limits = Rc::new((*worker.view().table.routing.limits).clone());
+    let address = peer.ip().to_canonical();
+    let client = Rc::new(Client {
+        alarm: worker.alarms.add(),
+        address,
+        peer: Peer {
+            ip: HeaderValue::try_from(address.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
+            port: listener.port.clone(),
+        },
+        header_timeout: limits.header_timeout,
+        exchange: Cell::new(false),
+        stalled: Cell::new(false),
+        listener,
+        worker,
+    });
+    client.head_began();
+    let stream = ClientStream::new(tcp, Framing::new(Rc::clone(&limits)), Rc::clone(&client));
+    let mut builder = http1::Builder::new();
+    builder.header_read_timeout(None).max_buf_size(limits.header_bytes.max(BUFFER_MIN).max(BUFFER_MAX));
+    if limits.headers > FIELDS_WITHOUT_ALLOCATION {
+        builder.max_headers(limits.headers);
+    }
+    let service = {
+        let client = Rc::clone(&client);
+        service_fn(move |request| answer(Rc::clone(&client), request))
+    };
+    let mut connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut draining = false;
+    let mut polled = false;
+    // How the connection ended matters to nobody: requests are counted by their records.
+    let _ = poll_fn(|cx| {
+        if !polled {
+            client.alarm.belongs_to(cx.waker());
+            polled = true;
+        }
+        if client.worker.is_draining() && !draining {
+            draining = true;
+            Pin::new(&mut connection).graceful_shutdown();
+        }
+        Pin::new(&mut connection).poll(cx)
+    })
+    .await;
+    let in_exchange = client.exchange_under_way();
+    let (tcp, refusal, unread) = connection.into_parts().io.into_inner().into_parts();
+    if !in_exchange {
+        say_goodbye(&client, tcp, refusal, unread).await;
+    }
+    drop(permit);
+}
+
+/// Tells the client why it was read no further, and lets what it still sends run out.
+async fn say_goodbye(client: &Client, mut tcp: TcpStream, refusal: Option<ProxyError>, unread: bool) {
+    if let Some(refusal) = &refusal {
+        let row = refusal.row();
+        client.worker.figures.reject(row.reason);
+        client.worker.unrouted.count("_OTHER", row.status.as_u16(), Duration::ZERO);
+        let id = RequestId::of(&HeaderMap::new(), || client.worker.random()).id;
+        let written = tokio::time::timeout(LINGER, tcp.write_all(&refusal.raw_response(&id))).await;
+        if !matches!(written, Ok(Ok(()))) {
+            return;
+        }
+    }
+    if refusal.is_some() || unread {
+        linger(tcp).await;
+    }
+}
+
+async fn linger(mut tcp: TcpStream) {
+    let discard = async {
+        tcp.shutdown().await?;
+        let mut buffer = [0; 4096];
+        let mut left = LINGER_BYTES;
+        while left > 0 {
+            match tcp.read(&mut buffer).await? {
+                0 => break,
+                read => left = left.saturating_sub(read),
+            }
+        }
+        std::io::Result::Ok(())
+    };
+    // Whatever happens, the connection is closed next.
+    let _ = tokio::time::timeout(LINGER, discard).await;
+}
+
+// === a request ===
+
+/// The life of one request. Failures are answers.
+async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
+    let started = Instant::now();
+    client.exchange.set(true);
+    let view = client.worker.view();
+    let (parts, body) = request.into_parts();
+    let mut record = Record {
+        client: Rc::clone(&client),
+        figures: Rc::clone(&client.worker.unrouted),
+        started,
+        method: method_label(&parts.method),
+        status: CLIENT_LEFT,
+    };
+    let request_id = RequestId::of(&parts.headers, || client.worker.random());
+    let exchange = exchange(&client, &view, parts, body, &request_id, &mut record);
+    let mut response = match exchange.await {
+        Ok(endpoint) => {
+            record.status = endpoint.response.status().as_u16();
+            let (mut parts, incoming) = endpoint.response.into_parts();
+            headers::prepare_answer(&mut parts.headers);
+            let body = AnswerBody::endpoint(incoming, endpoint.lease, endpoint.idle, &client, record);
+            Response::from_parts(parts, body)
+        }
+        Err(error) => {
+            let row = error.row();
+            record.status = row.status.as_u16();
+            client.worker.figures.reject(row.reason);
+            // The answer may be read as slowly as any other body.
+            client.alarm.set_ceiling(None);
+            client.alarm.set(client.worker.alarms.soon() + KEEP_ALIVE);
+            if row.blame == Blame::Upstream {
+                tracing::debug!(reason = row.reason, service = %record.figures.names().1, "request failed");
+            }
+            let (parts, content) = error.response(&request_id.id).into_parts();
+            Response::from_parts(parts, AnswerBody::own(content, &client, record))
+        }
+    };
+    if client.worker.is_draining() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Ok(response)
+}
+
+/// An endpoint's answer, its body still to come.
+struct FromEndpoint {
+    response: Response<Incoming>,
+    lease: super::pool::Lease,
+    idle: Duration,
+}
+
+async fn exchange(
+    client: &Rc<Client>,
+    view: &View,
+    mut parts: Parts,
+    body: Incoming,
+    request_id: &RequestId,
+    record: &mut Record,
+) -> Result<FromEndpoint, ProxyError> {
+    let routing = &*view.table.routing;
+    let host = host_of(&parts)?;
+    let uri = origin_form(&parts.method, &parts.uri)?;
+    let place = find_route(client, routing, host.as_ref(), uri.path(), &parts.method)?;
+    let route = &routing.routes[place];
+    record.figures = Rc::clone(&view.figures[place]);
+    let bytes_max = routing.limits.body_bytes;
+    if bytes_max.is_some_and(|bytes_max| body.size_hint().lower() > bytes_max) {
+        return Err(ProxyError::BodyTooLarge);
+    }
+
+    let upstream = &view.upstreams[route.upstream];
+    let timeouts = &upstream.plan.timeouts;
+    let answer_within = route.timeout.unwrap_or(timeouts.request);
+    client.alarm.set_ceiling(route.timeout.map(|timeout| record.started + timeout));
+    let trusted = routing.trusted_proxies.iter().any(|network| network.contains(client.address));
+    headers::prepare_request(&mut parts.headers, &client.peer, request_id, trusted, host.as_ref());
+    match host {
+        Some(host) if parts.uri.authority().is_some() => drop(parts.headers.insert(header::HOST, host)),
+        Some(_) => {}
+        // HTTP/1.0 does without; HTTP/1.1, which the endpoint is spoken to in, does not.
+        None => drop(parts.headers.insert(header::HOST, HeaderValue::from_static(""))),
+    }
+    let upload = (!body.is_end_stream())
+        .then(|| Upload::new(body, Rc::clone(client), bytes_max, timeouts.idle, answer_within));
+    let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload };
+    let (response, lease) = forward(client, upstream, outgoing, record.started, answer_within).await?;
+    client.alarm.set_ceiling(None);
+    Ok(FromEndpoint { response, lease, idle: timeouts.idle })
+}
+
+fn find_route(
+    client: &Client,
+    routing: &Routing,
+    host: Option<&HeaderValue>,
+    path: &str,
+    method: &Method,
+) -> Result<usize, ProxyError> {
+    let listener = client.listener.name.borrow();
+    let index = routing.indexes.get(&**listener).ok_or(ProxyError::NoRoute)?;
+    let host = host.and_then(|host| host.to_str().ok()).map_or("", without_port);
+    match index.find(host, path, method) {
+        Found::Route(place) => Ok(place),
+        Found::OtherMethods(methods) => Err(ProxyError::MethodNotAllowed(methods)),
+        Found::Nothing => Err(ProxyError::NoRoute),
+    }
+}
+
+/// The host asked for, with its port: the target's, which wins (RFC 9112, section 3.2.2), or the Host field's.
+fn host_of(parts: &Parts) -> Result<Option<HeaderValue>, ProxyError> {
+    let host = match parts.uri.authority() {
+        Some(authority) => {
+            let text = authority.as_str();
+            let text = text.rsplit_once('@').map_or(text, |(_, host)| host);
+            let host = HeaderValue::try_from(text);
+            Some(host.map_err(|_| ProxyError::Malformed("the target's host is malformed"))?)
+        }
+        None => parts.headers.get(header::HOST).cloned(),
+    };
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b".-:_[]~%".contains(byte);
+    match host {
+        Some(host) if !host.as_bytes().iter().all(allowed) => Err(ProxyError::Malformed("Host is malformed")),
+        host => Ok(host),
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rfind(':') {
+        // An IPv6 address keeps its colons.
+        Some(colon) if !host[colon..].contains(']') => &host[..colon],
+        _ => host,
+    }
+}
+
+/// The target as it is routed and sent: path in its one form, and query. Nothing is allocated where the client
+/// sent it so.
+fn origin_form(method: &Method, uri: &Uri) -> Result<Uri, ProxyError> {
+    const MALFORMED: ProxyError =
+        ProxyError::Malformed("the path has an encoded slash, a NUL or a broken percent-encoding");
+    if method == Method::CONNECT {
+        return Err(ProxyError::NotImplemented("CONNECT is for forward proxies"));
+    }
+    if uri.path() == "*" && method == Method::OPTIONS {
+        return Ok(uri.clone());
+    }
+    let path = route_match::normalize(uri.path()).map_err(|_| MALFORMED)?;
+    if matches!(path, std::borrow::Cow::Borrowed(_)) && uri.authority().is_none() {
+        return Ok(uri.clone());
+    }
+    let target = match uri.query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path.into_owned(),
+    };
+    target.try_into().map_err(|_| MALFORMED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_read_without_its_port() {
+        for (host, expected) in
+            [("a.example:80", "a.example"), ("a", "a"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("", "")]
+        {
+            assert_eq!(without_port(host), expected);
+        }
+    }
+
+    #[test]
+    fn a_target_is_sent_in_origin_form() {
+        for (target, expected) in [
+            ("/a?b=%2F", "/a?b=%2F"),
+            ("http://h.example/a//b?x", "/a/b?x"),
+            ("http://h.example", "/"),
+            ("/a/../b", "/b"),
+        ] {
+            let uri: Uri = target.parse().unwrap();
+            assert_eq!(origin_form(&Method::GET, &uri).unwrap(), expected, "{target}");
+        }
+        let uri: Uri = "/a%2Fb".parse().unwrap();
+        assert!(origin_form(&Method::GET, &uri).is_err());
+    }
+}

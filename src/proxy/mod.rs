@@ -1,0 +1,291 @@
+//! The data plane: moves bytes between clients and endpoints.
+//!
+//! Job: [`Proxy`] owns the workers and the table they serve by. Invariants: nothing here names the cluster or
+//! the control plane, and nothing here waits for either: a request is answered from this process's memory.
+//! Neighbours: `control::publish` is the only caller of [`Proxy::publish`].
+//!
+//! The life of a request:
+//! 1. [`listener`] accepts under a permit; [`http`] serves the connection; [`stream`] shows every byte to
+//!    [`framing`], which refuses what is ambiguous, before hyper parses it.
+//! 2. [`http`] takes the worker's view of the table ([`upstream::View`]) and keeps it to the end.
+//! 3. [`route_match`] puts the path into its one form and finds the route, or 404, or 405.
+//! 4. [`headers`] makes the client's head the endpoint's.
+//! 5. [`balance`] chooses the endpoint, [`pool`] lends a connection or opens one; [`forward`] sends, and decides
+//!    whether a failure may be met by sending again; [`upload`] streams the body.
+//! 6. The answer streams back ([`forward::AnswerBody`]); its connection returns to the pool.
+//! 7. A failure at any step is one [`error::ProxyError`], and [`error`] alone makes it an answer.
+//! 8. [`figures`] count the request when its body is gone.
+
+mod alarm;
+mod balance;
+mod connection;
+mod error;
+mod figures;
+mod forward;
+mod framing;
+mod headers;
+mod http;
+mod listener;
+mod pool;
+mod route_match;
+mod stream;
+mod table;
+mod upload;
+mod upstream;
+mod worker;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::oneshot;
+
+use self::worker::{Command, Shared, WorkerHandle};
+use crate::telemetry::metrics::Traffic;
+
+pub use self::table::{CompileError, RoutingTable};
+
+/// How long a scrape waits for a worker.
+const GATHER_WAIT: Duration = Duration::from_secs(2);
+
+/// What the data plane needs to start.
+#[derive(Debug, Clone)]
+pub struct ProxyConfig {
+    /// Threads; at least 1.
+    pub workers: usize,
+    /// Listener name → the address to open instead of the document's.
+    pub bind: BTreeMap<String, SocketAddr>,
+    /// How long to go on accepting after the drain began.
+    pub drain_wait: Duration,
+    /// How long work may take to finish after that.
+    pub drain_deadline: Duration,
+}
+
+/// A running data plane.
+#[derive(Debug)]
+pub struct Proxy {
+    config: ProxyConfig,
+    shared: Arc<Shared>,
+    workers: Vec<WorkerHandle>,
+    open: Mutex<Vec<OpenListener>>,
+    /// One publication at a time; it is held across awaits, `open` is not.
+    publishing: tokio::sync::Mutex<()>,
+    next_listener: AtomicUsize,
+    draining: AtomicBool,
+}
+
+/// Why a table was not put into force.
+#[derive(Debug, thiserror::Error)]
+#[error("listener {listener}: cannot open {address}: {reason}")]
+pub struct PublishError {
+    /// The listener's name in the document.
+    pub listener: String,
+    /// The address that was asked for.
+    pub address: SocketAddr,
+    /// What the system said, and what to do.
+    pub reason: String,
+}
+
+/// A listener that the workers accept on.
+#[derive(Debug, Clone)]
+struct OpenListener {
+    id: u64,
+    name: Arc<str>,
+    requested: SocketAddr,
+    actual: SocketAddr,
+}
+
+/// What it takes to go from the open listeners to a table's.
+#[derive(Default)]
+struct Plan {
+    next: Vec<OpenListener>,
+    renamed: Vec<(u64, Arc<str>)>,
+    gone: Vec<u64>,
+    /// With a socket for each worker.
+    new: Vec<(OpenListener, Vec<TcpListener>)>,
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// Starts the workers with an empty table: no listeners, and 404 everywhere.
+    pub fn start(config: ProxyConfig) -> io::Result<Proxy> {
+        let shared = Arc::new(Shared {
+            table: ArcSwap::from_pointee(RoutingTable::default()),
+            connections: Arc::default(),
+        });
+        let workers = (0..config.workers.max(1))
+            .map(|number| WorkerHandle::start(number, Arc::clone(&shared)))
+            .collect::<io::Result<_>>()?;
+        Ok(Proxy {
+            config,
+            shared,
+            workers,
+            open: Mutex::default(),
+            publishing: tokio::sync::Mutex::default(),
+            next_listener: AtomicUsize::new(0),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// Puts a table into force: new listeners are opened on every worker or none, then the table is swapped,
+    /// then listeners that it no longer has are closed. A listener that changed only its name stays open.
+    pub async fn publish(&self, table: RoutingTable) -> Result<(), PublishError> {
+        let _one_at_a_time = self.publishing.lock().await;
+        if self.is_draining() {
+            self.shared.table.store(Arc::new(table));
+            return Ok(());
+        }
+        let mut plan = self.plan(&table)?;
+        // A name that moved to another address must not meet the old table under its new name for long: the
+        // swap and the renaming follow each other at once.
+        self.shared.table.store(Arc::new(table));
+        for (number, worker) in self.workers.iter().enumerate() {
+            let new = plan.new.iter_mut().filter_map(|(listener, sockets)| {
+                let socket = sockets.pop()?;
+                Some((listener.id, Arc::clone(&listener.name), listener.actual, socket))
+            });
+            let commands = [
+                Command::Rename(plan.renamed.clone()),
+                Command::Open(new.collect()),
+                Command::Close(plan.gone.clone()),
+            ];
+            for command in commands {
+                if worker.commands.send(command).await.is_err() {
+                    tracing::error!(worker = number, "a worker has ended");
+                }
+            }
+        }
+        *self.open_listeners() = plan.next;
+        self.settle().await;
+        Ok(())
+    }
+
+    /// The table in force.
+    #[must_use]
+    pub fn table(&self) -> Arc<RoutingTable> {
+        self.shared.table.load_full()
+    }
+
+    /// The addresses that listeners are really bound to, by name.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeMap<String, SocketAddr> {
+        self.open_listeners().iter().map(|listener| (listener.name.to_string(), listener.actual)).collect()
+    }
+
+    /// The workers' figures, added up, as Prometheus families.
+    pub async fn gather(&self) -> Vec<prometheus::proto::MetricFamily> {
+        let mut sum = Traffic::default();
+        for worker in &self.workers {
+            let (reply, figures) = oneshot::channel();
+            let gather = async {
+                worker.commands.send(Command::Gather(reply)).await.ok()?;
+                figures.await.ok()
+            };
+            // A worker that has ended or hangs is left out rather than holding the scrape.
+            if let Ok(Some(figures)) = tokio::time::timeout(GATHER_WAIT, gather).await {
+                sum.add(&figures);
+            }
+        }
+        sum.families()
+    }
+
+    /// Whether [`Proxy::drain`] has begun.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Stops: accepts for `drain_wait` more, then takes no connection, closes each after its answer, and returns
+    /// when all are gone or at the deadline, which cuts the rest. Once is enough; again only waits.
+    pub async fn drain(&self) {
+        if !self.draining.swap(true, Ordering::Relaxed) {
+            tokio::time::sleep(self.config.drain_wait).await;
+            let _no_publication = self.publishing.lock().await;
+            let deadline = Instant::now() + self.config.drain_deadline;
+            for worker in &self.workers {
+                // A worker that has ended has nothing to drain.
+                let _ = worker.commands.send(Command::Drain(deadline)).await;
+            }
+        }
+        for worker in &self.workers {
+            let mut ended = worker.ended.lock().await;
+            if !ended.is_terminated() {
+                // An error says that the thread is gone without a word, which is as good.
+                let _ = (&mut *ended).await;
+            }
+        }
+    }
+
+    /// Waits until every worker has done what it was told.
+    async fn settle(&self) {
+        for worker in &self.workers {
+            let (reply, settled) = oneshot::channel();
+            if worker.commands.send(Command::Settle(reply)).await.is_ok() {
+                // An error says that the worker has ended.
+                let _ = settled.await;
+            }
+        }
+    }
+
+    fn open_listeners(&self) -> std::sync::MutexGuard<'_, Vec<OpenListener>> {
+        // The list is replaced whole, so a panic elsewhere cannot have left it half changed.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Compares the table's listeners with the open ones by address, and opens what is missing.
+    fn plan(&self, table: &RoutingTable) -> Result<Plan, PublishError> {
+        let open = self.open_listeners().clone();
+        // Port 0 means any port: such listeners are told apart by name.
+        let key = |name: &str, address: SocketAddr| match address.port() {
+            0 => (address, Some(name.to_owned())),
+            _ => (address, None),
+        };
+        let mut kept: HashMap<_, _> =
+            open.into_iter().map(|listener| (key(&listener.name, listener.requested), listener)).collect();
+        let mut plan = Plan::default();
+        for (name, listener) in &table.routing.listeners {
+            let address = *self.config.bind.get(name).unwrap_or(&listener.address);
+            let name_shared: Arc<str> = name.as_str().into();
+            if let Some(mut same) = kept.remove(&key(name, address)) {
+                if same.name != name_shared {
+                    plan.renamed.push((same.id, Arc::clone(&name_shared)));
+                    same.name = name_shared;
+                }
+                plan.next.push(same);
+                continue;
+            }
+            let (actual, sockets) = listener::open(address, self.workers.len())
+                .map_err(|error| PublishError { listener: name.clone(), address, reason: reason(&error) })?;
+            let id = self.next_listener.fetch_add(1, Ordering::Relaxed) as u64;
+            let listener = OpenListener { id, name: name_shared, requested: address, actual };
+            plan.next.push(listener.clone());
+            plan.new.push((listener, sockets));
+        }
+        plan.gone = kept.values().map(|listener| listener.id).collect();
+        Ok(plan)
+    }
+}
+
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the port is in use; stop what listens there or choose another port".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine does not have that address; use one of its own or 0.0.0.0".to_owned()
+        }
+        io::ErrorKind::PermissionDenied => {
+            "not permitted; choose a port above 1023 or grant CAP_NET_BIND_SERVICE".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}

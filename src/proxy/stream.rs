@@ -1,0 +1,238 @@
+//! The sockets as hyper sees them.
+//!
+//! Job: [`ClientStream`] shows every byte to `framing` before hyper reads it and enforces the deadlines that
+//! hold between requests; [`EndpointStream`] wakes the task of the request that holds the connection.
+//! Neighbours: `http` and `forward` wrap them for hyper.
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, Waker, ready},
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+
+use super::{error::ProxyError, framing::Framing, http::Client};
+
+/// A client's socket.
+#[derive(Debug)]
+pub(super) struct ClientStream {
+    tcp: TcpStream,
+    framing: Framing,
+    client: Rc<Client>,
+    /// Why no more is read; `http` tells the client.
+    refusal: Option<ProxyError>,
+    /// Whether the refusal concerns a request that nobody else answers.
+    answerable: bool,
+}
+
+/// An endpoint's socket.
+#[derive(Debug)]
+pub(super) struct EndpointStream {
+    tcp: TcpStream,
+    task: Rc<Task>,
+    received: Rc<Cell<bool>>,
+}
+
+/// The task that an endpoint's connection works for: another one for each request.
+#[derive(Debug)]
+pub(super) struct Task(RefCell<Waker>);
+
+// === impl ClientStream ===
+
+impl ClientStream {
+    pub(super) fn new(tcp: TcpStream, framing: Framing, client: Rc<Client>) -> Self {
+        Self { tcp, framing, client, refusal: None, answerable: false }
+    }
+
+    /// The socket, why it was read no further, and whether a request was left half read.
+    pub(super) fn into_parts(self) -> (TcpStream, Option<ProxyError>, bool) {
+        let unread = !self.framing.at_start();
+        (self.tcp, self.refusal.filter(|_| self.answerable), unread)
+    }
+
+    fn refuse(&mut self, refusal: ProxyError, answerable: bool) {
+        self.refusal = Some(refusal);
+        self.answerable = answerable;
+    }
+
+    fn refused(&self) -> Poll<io::Result<()>> {
+        if self.answerable && self.client.exchange_under_way() {
+            self.client.stall();
+            return Poll::Pending;
+        }
+        Poll::Ready(Err(io::ErrorKind::InvalidData.into()))
+    }
+
+    /// Ends reading: silently where no request has begun.
+    fn out_of_time(&mut self) -> io::Error {
+        if self.framing.in_head() {
+            self.refuse(ProxyError::RequestTimeout, true);
+        }
+        io::ErrorKind::TimedOut.into()
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if this.refusal.is_some() {
+            return this.refused();
+        }
+        let before = buf.filled().len();
+        let Poll::Ready(read) = Pin::new(&mut this.tcp).poll_read(cx, buf) else {
+            // An exchange under way minds its own deadlines.
+            let late = this.client.alarm.rang() && !this.client.exchange_under_way();
+            return if late { Poll::Ready(Err(this.out_of_time())) } else { Poll::Pending };
+        };
+        read?;
+        let was_at_start = this.framing.at_start();
+        if let Err(refusal) = this.framing.take(&buf.filled()[before..]) {
+            // Inside a request's own body the exchange under way answers; otherwise it is finished first.
+            this.refuse(refusal, was_at_start || !this.client.exchange_under_way());
+            return this.refused();
+        }
+        if was_at_start && this.framing.in_head() && !this.client.exchange_under_way() {
+            this.client.head_began();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.tcp).poll_write(cx, buf);
+        self.in_time(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = write_pieces(&mut self.tcp, cx, bufs);
+        self.in_time(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // A refusal is still to be written.
+        if self.refusal.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+impl ClientStream {
+    /// A client that takes nothing for as long as a body may stand still is given up.
+    fn in_time(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match written {
+            Poll::Pending if self.client.alarm.rang() => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            written => written,
+        }
+    }
+}
+
+// === impl EndpointStream ===
+
+impl EndpointStream {
+    /// `received` is set when the endpoint sends anything.
+    pub(super) fn new(tcp: TcpStream, task: Rc<Task>, received: Rc<Cell<bool>>) -> Self {
+        Self { tcp, task, received }
+    }
+}
+
+impl AsyncRead for EndpointStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let waker = this.task.0.borrow();
+        ready!(Pin::new(&mut this.tcp).poll_read(&mut Context::from_waker(&waker), buf))?;
+        if buf.filled().len() > before {
+            this.received.set(true);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for EndpointStream {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let waker = this.task.0.borrow();
+        Pin::new(&mut this.tcp).poll_write(&mut Context::from_waker(&waker), buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let waker = this.task.0.borrow();
+        write_pieces(&mut this.tcp, &mut Context::from_waker(&waker), bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+/// One piece is written without the kernel's work for a list of them.
+fn write_pieces(
+    tcp: &mut TcpStream,
+    cx: &mut Context<'_>,
+    bufs: &[io::IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    match bufs {
+        [only] => Pin::new(tcp).poll_write(cx, only),
+        bufs => Pin::new(tcp).poll_write_vectored(cx, bufs),
+    }
+}
+
+// === impl Task ===
+
+impl Task {
+    /// A connection that nobody waits for.
+    pub(super) fn nobody() -> Self {
+        Self(RefCell::new(Waker::noop().clone()))
+    }
+
+    /// Says which task to wake from now on.
+    pub(super) fn set(&self, waker: &Waker) {
+        self.0.borrow_mut().clone_from(waker);
+    }
+
+    /// The task's waker.
+    pub(super) fn waker(&self) -> Waker {
+        self.0.borrow().clone()
+    }
+}

@@ -1,0 +1,277 @@
+//! The routing table: a gateway document and the registry, compiled for requests.
+//!
+//! Job: everything a request needs to know, immutable, shared by all workers and swapped by pointer.
+//! Invariants: a table is complete: every route's upstream is in it. A part that did not change keeps its
+//! `Arc` in the next table, which is how workers know that its pools and counters go on.
+//! Neighbours: `control::compile` asks for it, `route_match` is its index, `upstream` lives what it describes.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use tracing::warn;
+
+use super::route_match::RouteIndex;
+use crate::config::document::{
+    Balance, Document, Endpoint, IpNetwork, Limits, Listener, Pool, Route, Service, Timeouts,
+};
+
+/// Where every request goes.
+#[derive(Debug, Clone, Default)]
+pub struct RoutingTable {
+    version: u64,
+    /// What only a document changes.
+    pub(super) routing: Arc<Routing>,
+    /// Indexed by [`CompiledRoute::upstream`].
+    pub(super) upstreams: Vec<Arc<Upstream>>,
+}
+
+/// The part of a table that only a document changes.
+#[derive(Debug, Default)]
+pub(super) struct Routing {
+    pub(super) listeners: BTreeMap<String, Listener>,
+    /// By listener name.
+    pub(super) indexes: HashMap<Box<str>, Arc<RouteIndex>>,
+    pub(super) routes: Vec<CompiledRoute>,
+    pub(super) trusted_proxies: Vec<IpNetwork>,
+    pub(super) limits: Arc<Limits>,
+    /// Service name → its place in the table's upstreams.
+    services: HashMap<Arc<str>, usize>,
+}
+
+/// A route as requests use it.
+#[derive(Debug)]
+pub(super) struct CompiledRoute {
+    pub(super) name: Arc<str>,
+    pub(super) service: Arc<str>,
+    pub(super) upstream: usize,
+    pub(super) timeout: Option<Duration>,
+}
+
+/// A service's endpoints and settings, as every worker lives them.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Upstream {
+    pub(super) name: Arc<str>,
+    pub(super) timeouts: Timeouts,
+    pub(super) pool: Pool,
+    balance: Balance,
+    declared: Vec<Endpoint>,
+    /// Declared and registered, in order, each address once.
+    pub(super) targets: Vec<Target>,
+}
+
+/// One endpoint, its address read once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Target {
+    /// As written.
+    pub(super) address: Arc<str>,
+    /// Known already, or to be asked for at each connect.
+    pub(super) location: Location,
+}
+
+/// Where an endpoint is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Location {
+    /// The address was written as one.
+    Address(SocketAddr),
+    /// A name and port, looked up when a connection is opened.
+    Name,
+}
+
+/// Why a document cannot be compiled.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CompileError {
+    /// An endpoint's address cannot be read.
+    #[error("service {service}: endpoint {address:?} is not host:port")]
+    Endpoint {
+        /// The service's name.
+        service: String,
+        /// The address as written.
+        address: String,
+    },
+    /// A route names a listener that does not exist.
+    #[error("route {route}: there is no listener {listener:?}")]
+    Listener {
+        /// The route's name.
+        route: String,
+        /// The listener as written.
+        listener: String,
+    },
+}
+
+// === impl RoutingTable ===
+
+impl RoutingTable {
+    /// Compiles a document with the registered instances by service name. Upstreams that equal `previous`'s
+    /// are carried over.
+    pub fn compile(
+        version: u64,
+        document: &Document,
+        registered: &BTreeMap<String, Vec<Endpoint>>,
+        previous: &RoutingTable,
+    ) -> Result<RoutingTable, CompileError> {
+        let mut upstreams = Vec::new();
+        let mut services = HashMap::new();
+        let undeclared = Service {
+            balance: Balance::default(),
+            endpoints: Vec::new(),
+            timeouts: Timeouts::default(),
+            pool: Pool::default(),
+        };
+        let routed = document.routes.iter().map(|route| &route.service);
+        for name in document.services.keys().chain(routed) {
+            if services.contains_key(name.as_str()) {
+                continue;
+            }
+            let service = document.services.get(name).unwrap_or(&undeclared);
+            let registered = registered.get(name).map_or(&[][..], Vec::as_slice);
+            let upstream = Upstream::new(name.as_str().into(), service, registered)?;
+            services.insert(Arc::clone(&upstream.name), upstreams.len());
+            upstreams.push(previous.carry_over(upstream));
+        }
+        let routing = Routing::new(document, services)?;
+        Ok(RoutingTable { version, routing: Arc::new(routing), upstreams })
+    }
+
+    /// The same table with other registered instances for one service; a service that no route uses
+    /// changes nothing.
+    #[must_use]
+    pub fn with_endpoints(&self, service: &str, registered: Vec<Endpoint>) -> RoutingTable {
+        let mut table = self.clone();
+        if let Some(place) = self.routing.services.get(service)
+            && let Some(upstream) = table.upstreams.get_mut(*place)
+        {
+            let changed = upstream.with_registered(&registered);
+            if changed != **upstream {
+                *upstream = Arc::new(changed);
+            }
+        }
+        table
+    }
+
+    /// The document's version; 0 before the first.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    fn carry_over(&self, upstream: Upstream) -> Arc<Upstream> {
+        let place = self.routing.services.get(&upstream.name);
+        match place.and_then(|place| self.upstreams.get(*place)) {
+            Some(previous) if **previous == upstream => Arc::clone(previous),
+            _ => Arc::new(upstream),
+        }
+    }
+}
+
+// === impl Routing ===
+
+impl Routing {
+    fn new(document: &Document, services: HashMap<Arc<str>, usize>) -> Result<Routing, CompileError> {
+        let mut routes = Vec::with_capacity(document.routes.len());
+        for route in &document.routes {
+            if let Some(listener) =
+                route.listeners.iter().find(|name| !document.listeners.contains_key(*name))
+            {
+                let (route, listener) = (route.name.clone(), listener.clone());
+                return Err(CompileError::Listener { route, listener });
+            }
+            let (service, upstream) = services
+                .get_key_value(route.service.as_str())
+                .expect("compile gave every routed service an upstream");
+            routes.push(CompiledRoute {
+                name: route.name.as_str().into(),
+                service: Arc::clone(service),
+                upstream: *upstream,
+                timeout: route.timeout,
+            });
+        }
+        Ok(Routing {
+            listeners: document.listeners.clone(),
+            indexes: Self::indexes(document),
+            routes,
+            trusted_proxies: document.trusted_proxies.clone(),
+            limits: Arc::new(document.limits.clone()),
+            services,
+        })
+    }
+
+    /// One index for each listener; listeners that no route names share one.
+    fn indexes(document: &Document) -> HashMap<Box<str>, Arc<RouteIndex>> {
+        let serves = |route: &Route, listener: &str| {
+            route.listeners.is_empty() || route.listeners.iter().any(|name| name == listener)
+        };
+        let mut shared: Option<Arc<RouteIndex>> = None;
+        let mut indexes = HashMap::new();
+        for listener in document.listeners.keys() {
+            let named = document.routes.iter().any(|route| route.listeners.contains(listener));
+            let build = || Arc::new(RouteIndex::new(&document.routes, |route| serves(route, listener)));
+            let index = if named { build() } else { Arc::clone(shared.get_or_insert_with(build)) };
+            indexes.insert(listener.as_str().into(), index);
+        }
+        indexes
+    }
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    fn new(name: Arc<str>, service: &Service, registered: &[Endpoint]) -> Result<Upstream, CompileError> {
+        if let Some(bad) = service.endpoints.iter().find(|endpoint| Target::new(endpoint).is_none()) {
+            let (service, address) = (name.to_string(), bad.address.clone());
+            return Err(CompileError::Endpoint { service, address });
+        }
+        let upstream = Upstream {
+            name,
+            timeouts: service.timeouts.clone(),
+            pool: service.pool.clone(),
+            balance: service.balance,
+            declared: service.endpoints.clone(),
+            targets: Vec::new(),
+        };
+        Ok(upstream.with_registered(registered))
+    }
+
+    /// A registered address that cannot be read is left out: one bad instance must not take a service down.
+    fn with_registered(&self, registered: &[Endpoint]) -> Upstream {
+        let mut targets: Vec<Target> = Vec::with_capacity(self.declared.len() + registered.len());
+        let mut seen = std::collections::HashSet::new();
+        for endpoint in self.declared.iter().chain(registered) {
+            if !seen.insert(endpoint.address.as_str()) {
+                continue;
+            }
+            match Target::new(endpoint) {
+                Some(target) => targets.push(target),
+                None => {
+                    warn!(service = %self.name, address = %endpoint.address, "instance left out: not host:port")
+                }
+            }
+        }
+        Upstream {
+            name: Arc::clone(&self.name),
+            timeouts: self.timeouts.clone(),
+            pool: self.pool.clone(),
+            balance: self.balance,
+            declared: self.declared.clone(),
+            targets,
+        }
+    }
+}
+
+// === impl Target ===
+
+impl Target {
+    fn new(endpoint: &Endpoint) -> Option<Target> {
+        let address = Arc::from(endpoint.address.as_str());
+        if let Ok(socket_address) = endpoint.address.parse() {
+            return Some(Target { address, location: Location::Address(socket_address) });
+        }
+        let (host, port) = endpoint.address.rsplit_once(':')?;
+        let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+        let valid = !host.is_empty() && host.bytes().all(is_name) && port.parse::<u16>().is_ok_and(|p| p > 0);
+        valid.then_some(Target { address, location: Location::Name })
+    }
+}

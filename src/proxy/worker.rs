@@ -1,0 +1,294 @@
+//! One thread of the data plane: its runtime, its listeners, its pools, its figures.
+//!
+//! Job: run everything that belongs to one core, so that a request crosses no thread and takes no lock. The
+//! thread hears from the rest of the process by [`Command`]s only, and looks at the shared table's pointer.
+//! Invariants: [`Worker`] is never seen by another thread; the thread ends when it was told to drain and its
+//! connections are gone or out of time, or when [`super::Proxy`] is dropped. Neighbours: `crate::proxy` commands,
+//! `listener` and `http` run on it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    io,
+    net::{SocketAddr, TcpListener as StdListener},
+    rc::Rc,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Instant,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    net::TcpListener,
+    runtime::{Builder, LocalOptions, LocalRuntime},
+    sync::{mpsc, oneshot},
+};
+
+use super::{
+    alarm::{Alarms, TICK},
+    figures::{Figures, RouteFigures},
+    listener::{self, ListenerState},
+    table::RoutingTable,
+    upstream::View,
+};
+use crate::telemetry::metrics::Traffic;
+
+/// Commands that may wait for a worker; the control plane waits when there are more.
+const COMMANDS_MAX: usize = 16;
+/// Idle connections are looked at once in so many ticks: about once a second.
+const TICKS_PER_SWEEP: u32 = 40;
+
+/// What all workers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) table: ArcSwap<RoutingTable>,
+    /// Client connections of this node.
+    pub(super) connections: Arc<AtomicUsize>,
+}
+
+/// The parts of a worker that its tasks use.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) shared: Arc<Shared>,
+    pub(super) alarms: Alarms,
+    pub(super) figures: Figures,
+    /// Requests that no route took.
+    pub(super) unrouted: Rc<RouteFigures>,
+    view: RefCell<Rc<View>>,
+    listeners: RefCell<BTreeMap<u64, Accepting>>,
+    draining: Cell<bool>,
+    random: Cell<u64>,
+    number: usize,
+}
+
+/// A listener at work.
+#[derive(Debug)]
+struct Accepting {
+    state: Rc<ListenerState>,
+    /// Dropped or sent, it stops accepting; none: it has stopped, but connections may be open.
+    stop: Option<oneshot::Sender<()>>,
+}
+
+/// What a worker is told. Listeners are numbered, for their names may change.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Accept on these.
+    Open(Vec<(u64, Arc<str>, SocketAddr, StdListener)>),
+    /// These have other names now.
+    Rename(Vec<(u64, Arc<str>)>),
+    /// Stop accepting on these.
+    Close(Vec<u64>),
+    /// Copy the figures.
+    Gather(oneshot::Sender<Traffic>),
+    /// Stop accepting, finish what is under way until then, end.
+    Drain(Instant),
+    /// Say when all commands before this one are done.
+    Settle(oneshot::Sender<()>),
+}
+
+/// A worker as the rest of the process holds it.
+#[derive(Debug)]
+pub(super) struct WorkerHandle {
+    pub(super) commands: mpsc::Sender<Command>,
+    /// Resolves when the thread has ended.
+    pub(super) ended: tokio::sync::Mutex<oneshot::Receiver<()>>,
+}
+
+// === impl WorkerHandle ===
+
+impl WorkerHandle {
+    /// Starts a worker's thread.
+    pub(super) fn start(number: usize, shared: Arc<Shared>) -> io::Result<WorkerHandle> {
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let (ended_sender, ended) = oneshot::channel();
+        let (ready_sender, ready) = std::sync::mpsc::sync_channel(1);
+        std::thread::Builder::new().name(format!("proxy-{number}")).spawn(move || {
+            let runtime =
+                match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+                    Ok(runtime) => runtime,
+                    Err(error) => return drop(ready_sender.send(Err(error))),
+                };
+            drop(ready_sender.send(Ok(())));
+            run(&runtime, number, shared, receiver);
+            drop(runtime);
+            // Nobody may be waiting.
+            let _ = ended_sender.send(());
+        })?;
+        ready.recv().map_err(io::Error::other)??;
+        Ok(WorkerHandle { commands, ended: tokio::sync::Mutex::new(ended) })
+    }
+}
+
+fn run(runtime: &LocalRuntime, number: usize, shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
+    runtime.block_on(async move {
+        let worker = Worker::new(number, shared);
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks_to_sweep = TICKS_PER_SWEEP;
+        let mut deadline = None;
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Drain(until)) => {
+                        worker.begin_to_drain();
+                        deadline = Some(until);
+                    }
+                    Some(command) => worker.obey(command),
+                    None => break,
+                },
+                _ = ticks.tick() => {
+                    worker.alarms.tick();
+                    ticks_to_sweep -= 1;
+                    if ticks_to_sweep == 0 {
+                        ticks_to_sweep = TICKS_PER_SWEEP;
+                        worker.sweep();
+                    }
+                    if deadline.is_some_and(|deadline| worker.is_idle() || Instant::now() >= deadline) {
+                        break;
+                    }
+                }
+            }
+        }
+    });
+}
+
+// === impl Worker ===
+
+impl Worker {
+    fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
+        let view = View::new(shared.table.load_full(), None, number);
+        let nobody: Arc<str> = "".into();
+        Rc::new(Self {
+            shared,
+            alarms: Alarms::new(),
+            figures: Figures::default(),
+            unrouted: Rc::new(RouteFigures::new(&nobody, &nobody)),
+            view: RefCell::new(Rc::new(view)),
+            listeners: RefCell::default(),
+            draining: Cell::new(false),
+            random: Cell::new(rand::random()),
+            number,
+        })
+    }
+
+    /// This worker's view of the table in force.
+    pub(super) fn view(&self) -> Rc<View> {
+        let table = self.shared.table.load();
+        let view = self.view.borrow();
+        if Arc::ptr_eq(&view.table, &table) {
+            return Rc::clone(&view);
+        }
+        let next = Rc::new(View::new(Arc::clone(&table), Some(&view), self.number));
+        drop(view);
+        *self.view.borrow_mut() = Rc::clone(&next);
+        next
+    }
+
+    /// Whether answers should close their connections.
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// The next of a sequence that nobody outside can guess to be wrong about (splitmix64): ids, not secrets.
+    pub(super) fn random(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mixed = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    fn obey(self: &Rc<Self>, command: Command) {
+        match command {
+            Command::Open(sockets) => {
+                for (id, name, address, socket) in sockets {
+                    self.open(id, name, address, socket);
+                }
+            }
+            Command::Rename(names) => {
+                for (id, name) in names {
+                    if let Some(listener) = self.listeners.borrow().get(&id) {
+                        *listener.state.name.borrow_mut() = name;
+                    }
+                }
+            }
+            Command::Close(ids) => {
+                for id in ids {
+                    if let Some(listener) = self.listeners.borrow_mut().get_mut(&id) {
+                        listener.stop = None;
+                    }
+                }
+            }
+            // Whoever asked may have gone.
+            Command::Gather(reply) => {
+                let _ = reply.send(self.gather());
+            }
+            Command::Settle(reply) => {
+                self.view();
+                let _ = reply.send(());
+            }
+            Command::Drain(_) => self.begin_to_drain(),
+        }
+    }
+
+    fn open(self: &Rc<Self>, id: u64, name: Arc<str>, address: SocketAddr, socket: StdListener) {
+        let socket = match TcpListener::from_std(socket) {
+            Ok(socket) => socket,
+            // The other workers' sockets share the port.
+            Err(error) => return tracing::error!(listener = %name, %error, "a worker cannot accept"),
+        };
+        let state = ListenerState::new(name, address);
+        let (stop, stopped) = oneshot::channel();
+        let accept = listener::accept(Rc::clone(self), Rc::clone(&state), socket, stopped);
+        tokio::task::spawn_local(accept);
+        self.listeners.borrow_mut().insert(id, Accepting { state, stop: Some(stop) });
+    }
+
+    fn begin_to_drain(&self) {
+        self.draining.set(true);
+        for listener in self.listeners.borrow_mut().values_mut() {
+            listener.stop = None;
+        }
+        self.alarms.wake_all();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.listeners.borrow().values().all(|listener| listener.state.counts().1 == 0)
+    }
+
+    /// Closes what has been idle too long, and forgets listeners that are closed and empty.
+    fn sweep(&self) {
+        let now = Instant::now();
+        for upstream in &self.view().upstreams {
+            for pool in &upstream.pools {
+                pool.sweep(upstream.plan.pool.idle_timeout, now);
+            }
+        }
+        self.listeners
+            .borrow_mut()
+            .retain(|_, listener| listener.stop.is_some() || listener.state.counts().1 > 0);
+    }
+
+    fn gather(&self) -> Traffic {
+        let mut traffic = Traffic::default();
+        self.figures.copy_to(&mut traffic);
+        self.unrouted.copy_to(&mut traffic);
+        let view = self.view();
+        for figures in &view.figures {
+            figures.copy_to(&mut traffic);
+        }
+        for upstream in &view.upstreams {
+            let sum = traffic.upstream_connections.entry(Arc::clone(&upstream.plan.name)).or_default();
+            for (active, idle) in upstream.pools.iter().map(|pool| pool.counts()) {
+                sum.active += active as u64;
+                sum.idle += idle as u64;
+            }
+        }
+        for listener in self.listeners.borrow().values() {
+            let (total, active) = listener.state.counts();
+            let sum = traffic.connections.entry(Arc::clone(&listener.state.name.borrow())).or_default();
+            sum.total += total;
+            sum.active += active;
+        }
+        traffic
+    }
+}

@@ -1,0 +1,32 @@
+//! What the process tells about itself: the log, and metrics; the access log and traces have their rooms here.
+//!
+//! Invariants: the log goes to stderr, so that a command's answer on stdout stays clean; at INFO it tells what
+//! an operator did or must know, never a request or a log entry.
+
+pub mod metrics;
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::{EnvFilter, fmt};
+
+use crate::config::node::LogConfig;
+
+/// What the libraries below say only when something is wrong: their INFO is not an operator's.
+const QUIET: &str = "openraft=error,sled=warn,hyper=warn,h2=warn,tower=warn,tonic=warn";
+
+/// Starts the log of this process.
+///
+/// # Errors
+/// When the level is no filter, or a log was started before.
+pub fn start(log: &LogConfig) -> Result<(), String> {
+    let filter = EnvFilter::try_new(format!("{QUIET},{}", log.level)).map_err(|error| {
+        format!("log.level: `{}` is not a filter: {error}; use info, or gogate=debug,warn", log.level)
+    })?;
+    let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let started = if log.json {
+        builder.json().flatten_event(true).try_init()
+    } else {
+        builder.with_ansi(std::io::stderr().is_terminal()).try_init()
+    };
+    started.map_err(|error| format!("the log cannot be started: {error}"))
+}

@@ -1,0 +1,200 @@
+//! Endpoints that misbehave, and what becomes of requests to them.
+
+use std::{
+    net::TcpListener,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use crate::upstream::{Gateway, Upstream, document, service};
+
+#[test]
+fn a_stale_pooled_connection_never_gives_502() {
+    // Closes after a number of answers that varies, at once or a moment later, so that every race is met.
+    let turns = AtomicUsize::new(0);
+    let upstream = Upstream::start(move |mut peer| {
+        let turn = turns.fetch_add(1, Ordering::SeqCst);
+        for answered in 0.. {
+            if peer.request().is_none() {
+                return;
+            }
+            if answered > 0 && answered >= turn % 4 {
+                return;
+            }
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+            if turn % 3 == 0 && answered >= turn % 5 {
+                std::thread::sleep(Duration::from_micros(turn as u64 % 7 * 50));
+                return;
+            }
+        }
+    });
+    let gateway = Gateway::start(&document(&[upstream.address]));
+    let requests = |gateway: &Gateway| {
+        let mut client = gateway.client();
+        for n in 0..250 {
+            let answer = client.get("/");
+            assert_eq!(answer.status(), 200, "{n}: {answer:?}");
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| requests(&gateway));
+        }
+    });
+    let metrics = gateway.metrics();
+    assert!(metrics.contains("gogate_retries_total{service=\"service\",reason=\"stale\"}"), "{metrics}");
+}
+
+#[test]
+fn a_post_that_reached_the_endpoint_is_not_sent_again() {
+    let posts = std::sync::Arc::new(AtomicUsize::new(0));
+    let seen = std::sync::Arc::clone(&posts);
+    let upstream = Upstream::start(move |mut peer| {
+        while let Some(request) = peer.request() {
+            if request.start.starts_with("POST") {
+                seen.fetch_add(1, Ordering::SeqCst);
+                return;
+            }
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        }
+    });
+    let gateway = Gateway::start_with(1, Duration::ZERO, &document(&[upstream.address]));
+    let mut client = gateway.client();
+    assert_eq!(client.get("/").status(), 200);
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc");
+    assert_eq!(client.answer().status(), 502);
+    assert_eq!(posts.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn an_endpoint_that_refuses_is_passed_over() {
+    let upstream = Upstream::echo();
+    let refusing = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let gateway = Gateway::start(&document(&[refusing, upstream.address]));
+    let mut client = gateway.client();
+    for _ in 0..10 {
+        assert_eq!(client.get("/").status(), 200);
+    }
+    let gateway = Gateway::start(&document(&[refusing]));
+    let answer = gateway.client().get("/");
+    assert_eq!(answer.status(), 502);
+    assert_eq!(answer.field("proxy-status"), Some("gogate; error=connection_refused"));
+}
+
+#[test]
+fn a_service_without_endpoints_is_503() {
+    let gateway = Gateway::start(&document(&[]));
+    let answer = gateway.client().get("/");
+    assert_eq!((answer.status(), answer.field("retry-after")), (503, Some("1")));
+}
+
+#[test]
+fn an_answer_that_is_not_http_is_502_and_its_connection_not_used_again() {
+    for (answer, error) in [
+        ("SSH-2.0-OpenSSH\r\n\r\n", "http_protocol_error"),
+        ("HTTP/1.1 200 OK\r\nno colon\r\n\r\n", "http_protocol_error"),
+        ("HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", "http_protocol_error"),
+        ("HTTP/1.1 200 O", "connection_terminated"),
+        ("", "connection_terminated"),
+    ] {
+        let upstream = Upstream::says(answer);
+        let gateway = Gateway::start(&document(&[upstream.address]));
+        let mut client = gateway.client();
+        for _ in 0..2 {
+            let seen = client.get("/");
+            assert_eq!(seen.status(), 502, "{answer:?} {seen:?}");
+            assert_eq!(seen.field("proxy-status"), Some(&*format!("gogate; error={error}")), "{answer:?}");
+        }
+        assert_eq!(upstream.connections.load(Ordering::SeqCst), 2, "{answer:?}");
+    }
+}
+
+#[test]
+fn half_an_answer_is_not_made_whole() {
+    for answer in [
+        "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n",
+    ] {
+        let upstream = Upstream::says(answer);
+        let gateway = Gateway::start(&document(&[upstream.address]));
+        let seen = gateway.client().get("/");
+        assert!(seen.status() == 200 && !seen.whole, "{seen:?}");
+    }
+}
+
+#[test]
+fn a_body_that_stands_still_is_given_up() {
+    let upstream = Upstream::start(|mut peer| {
+        peer.request();
+        peer.send("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf");
+        peer.is_closed();
+    });
+    let mut document = document(&[upstream.address]);
+    service(&mut document).timeouts.idle = Duration::from_millis(100);
+    let gateway = Gateway::start(&document);
+    let seen = gateway.client().get("/");
+    assert!(seen.status() == 200 && !seen.whole, "{seen:?}");
+}
+
+#[test]
+fn an_answer_before_the_body_is_passed_on() {
+    let upstream = Upstream::start(|mut peer| {
+        peer.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno");
+        // Reads what comes, so that nothing is reset.
+        while !peer.is_closed() {}
+    });
+    let gateway = Gateway::start(&document(&[upstream.address]));
+    let mut client = gateway.client();
+    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nsome");
+    let answer = client.answer();
+    assert!(matches!(answer.status(), 403 | 502), "{answer:?}");
+}
+
+#[test]
+fn a_full_pool_makes_requests_wait_and_then_503() {
+    let upstream = Upstream::start(|mut peer| {
+        while peer.request().is_some() {
+            peer.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no");
+            // The body's end comes when the test has seen the others wait.
+            std::thread::sleep(Duration::from_millis(20));
+            peer.send("k");
+        }
+    });
+    let mut document = document(&[upstream.address]);
+    service(&mut document).pool.max_connections = 1;
+    let gateway = Gateway::start_with(1, Duration::ZERO, &document);
+    std::thread::scope(|scope| {
+        for _ in 0..5 {
+            scope.spawn(|| assert_eq!(gateway.client().get("/").text(), "ok"));
+        }
+    });
+    assert_eq!(upstream.connections.load(Ordering::SeqCst), 1, "never more than the bound");
+
+    let stuck = Upstream::start(|mut peer| {
+        peer.request();
+        peer.is_closed();
+    });
+    let mut document = crate::upstream::document(&[stuck.address]);
+    service(&mut document).pool.max_connections = 1;
+    service(&mut document).timeouts.connect = Duration::from_millis(100);
+    let gateway = Gateway::start_with(1, Duration::ZERO, &document);
+    let mut first = gateway.client();
+    first.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    gateway.await_metric("gogate_upstream_connections{service=\"service\",state=\"active\"} 1");
+    let answer = gateway.client().get("/");
+    assert_eq!(answer.status(), 503, "{answer:?}");
+    assert_eq!(answer.field("proxy-status"), Some("gogate; error=connection_limit_reached"));
+}
+
+#[test]
+fn idle_connections_are_closed_in_time() {
+    let upstream = Upstream::echo();
+    let mut document = document(&[upstream.address]);
+    service(&mut document).pool.idle_timeout = Duration::from_millis(10);
+    let gateway = Gateway::start(&document);
+    assert_eq!(gateway.client().get("/").status(), 200);
+    gateway.await_metric("gogate_upstream_connections{service=\"service\",state=\"idle\"} 0");
+}
