@@ -8,6 +8,7 @@
 mod http;
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     net::SocketAddr,
     sync::Arc,
@@ -18,6 +19,9 @@ use serde_json::{Value, json};
 
 use self::http::{Answer, Connection, HttpError};
 use crate::history::{Call, Outcome, Recorder, Seen, content_hash};
+
+/// What one value of an instance's metadata may hold.
+const METADATA_BYTES: usize = 240;
 
 /// Where a node's admin API is, by the node's name.
 pub type Nodes = Arc<[(String, SocketAddr)]>;
@@ -49,7 +53,7 @@ pub struct Instance {
     pub name: String,
     /// `host:port`.
     pub address: String,
-    /// Something that tells this content from every other.
+    /// Something that tells this content from every other; ASCII.
     pub payload: String,
 }
 
@@ -245,11 +249,13 @@ impl Instance {
         content_hash([&*self.id, &*self.name, &*self.address, &*self.payload])
     }
 
-    /// As the API takes it.
+    /// As the API takes it. A value of the metadata may not be long: the payload is spread over several.
     pub fn body(&self) -> Value {
+        let pieces = self.payload.as_bytes().chunks(METADATA_BYTES).enumerate();
+        let metadata: BTreeMap<String, Cow<'_, str>> =
+            pieces.map(|(number, piece)| (format!("{number:03}"), String::from_utf8_lossy(piece))).collect();
         json!({
-            "id": self.id, "name": self.name, "address": self.address, "ttl": "0s",
-            "metadata": { "payload": self.payload },
+            "id": self.id, "name": self.name, "address": self.address, "ttl": "0s", "metadata": metadata,
         })
     }
 }
@@ -258,8 +264,9 @@ impl Instance {
 fn instance_of(value: &Value) -> Option<(String, String)> {
     let text = |key: &str| value.get(key)?.as_str();
     let (id, name, address) = (text("id")?, text("name")?, text("address")?);
-    let payload = value.get("metadata")?.get("payload")?.as_str()?;
-    Some((id.to_owned(), content_hash([id, name, address, payload])))
+    let metadata: BTreeMap<&String, &Value> = value.get("metadata")?.as_object()?.iter().collect();
+    let payload = metadata.values().map(|piece| piece.as_str()).collect::<Option<String>>()?;
+    Some((id.to_owned(), content_hash([id, name, address, &payload])))
 }
 
 /// A list, or an object with the list in it.
@@ -329,7 +336,7 @@ mod tests {
             id: "a".to_owned(),
             name: "s".to_owned(),
             address: "127.0.0.1:1".to_owned(),
-            payload: "p".to_owned(),
+            payload: "p".repeat(METADATA_BYTES * 12 + 1),
         };
         let read = instance_of(&instance.body()).unwrap();
         assert_eq!(read, ("a".to_owned(), instance.content()));

@@ -28,6 +28,9 @@ const AS_CHILD: &str = "--as-child";
 /// How many lines of a node's log a finding shows.
 const LOG_TAIL_LINES: usize = 20;
 
+/// The data plane's port, counted from the admin API's; the peers' is the one between.
+const WEB_PORT: u16 = 2;
+
 /// How many places are tried for a cluster's addresses.
 const PLACES_MAX: usize = 100;
 
@@ -173,11 +176,14 @@ impl Node {
     fn file(&self, secret: &Path, peers: &[String]) -> String {
         let Self { name, dir, admin, peer, advertise, .. } = self;
         let (data, secret) = (dir.join("data"), secret.display());
+        // Every document has the listener `web`, at one address for all nodes unless they say otherwise.
+        let web = SocketAddr::new(admin.ip(), admin.port() + WEB_PORT);
         format!(
             "node: {{ name: {name}, data_dir: {data:?} }}\n\
              admin: {{ listen: \"{admin}\" }}\n\
              peer: {{ listen: \"{peer}\", advertise: \"{advertise}\", secret_file: \"{secret}\" }}\n\
              cluster: {{ name: jepsen-lite, expect: {}, peers: {peers:?} }}\n\
+             bind: {{ web: \"{web}\" }}\n\
              drain: {{ wait: 0s, deadline: 1s }}\n",
             peers.len(),
         )

@@ -29,7 +29,7 @@ pub const PATIENCE: Patience = Patience { asked: Some(Duration::from_secs(2)), o
 const OWNED_MAX: usize = 400;
 
 /// What is sent along with an instance: mostly little, sometimes enough to fill a log entry.
-const PAYLOAD_BYTES: [usize; 3] = [16, 2 << 10, 16 << 10];
+const PAYLOAD_BYTES: [usize; 3] = [16, 2 << 10, 12 << 10];
 
 /// The running clients. They stop when it is dropped.
 pub struct Workload {
