@@ -17,7 +17,7 @@ pub use clock::{ELAPSED_MS_MAX, LogClock, TICK_PERIOD};
 pub use command::{Command, Heartbeat, NewDocument, NewNode, Outcome, Refusal, Registration};
 pub use config::{Documents, HISTORY, Version};
 pub use members::Members;
-pub use registry::{Instance, Registry};
+pub use registry::{EXPIRY_GRACE_MS, Instance, Registry};
 use serde::{Deserialize, Serialize};
 
 /// A node's id: at least 1, given once, never used again.
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn an_instance_expires_once_its_ttl_has_passed_and_not_before() {
         let mut state = state([register("a", 1500), register("b", 1500), register("for-ever", 0)]);
-        assert_eq!(tick(&mut state, 1499, vec![]), [""; 0]);
+        assert_eq!(tick(&mut state, 1499 + EXPIRY_GRACE_MS, vec![]), [""; 0]);
         assert_eq!(tick(&mut state, 1, vec![]), ["a", "b"]);
         assert_eq!(tick(&mut state, 2000, vec![]), [""; 0]);
         assert_eq!(state.registry().len(), 1);
@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_tick_moves_the_clock_by_two_periods_at_most() {
-        let mut state = state([register("a", ELAPSED_MS_MAX + 1)]);
+        let mut state = state([register("a", ELAPSED_MS_MAX + 1 - EXPIRY_GRACE_MS)]);
         assert_eq!(tick(&mut state, u64::MAX, vec![]), [""; 0]);
         assert_eq!(tick(&mut state, 1, vec![]), ["a"]);
     }
@@ -242,6 +242,7 @@ mod tests {
         let mut state = State::default();
         state.apply(register("a", 1000), 900, &mut Vec::new());
         assert_eq!(tick(&mut state, 1899, vec![]), [""; 0]);
+        assert_eq!(tick(&mut state, EXPIRY_GRACE_MS, vec![]), [""; 0]);
         assert_eq!(tick(&mut state, 1, vec![]), ["a"]);
     }
 
@@ -252,7 +253,15 @@ mod tests {
         assert_eq!(state.expires_in_ms("a"), Some(1100));
         assert_eq!(tick(&mut state, 0, vec![beat("a", 1, 900)]), [""; 0]);
         assert_eq!(state.expires_in_ms("a"), Some(1100), "a beat never shortens a life");
-        assert_eq!(tick(&mut state, 1100, vec![beat("a", 1, 0)]), [""; 0], "a beat comes before the expiry");
+        assert_eq!(tick(&mut state, 2000, vec![beat("a", 1, 0)]), [""; 0], "a beat comes before the expiry");
+    }
+
+    #[test]
+    fn a_beat_in_the_last_moment_counts_while_it_is_on_its_way() {
+        let mut state = state([register("a", 1500)]);
+        assert_eq!(tick(&mut state, 1500, vec![]), [""; 0]);
+        assert_eq!(tick(&mut state, EXPIRY_GRACE_MS, vec![beat("a", 1, EXPIRY_GRACE_MS)]), [""; 0]);
+        assert_eq!(state.expires_in_ms("a"), Some(1500 - EXPIRY_GRACE_MS));
     }
 
     #[test]
@@ -260,7 +269,7 @@ mod tests {
         let mut state = state([register("a", 1500), register("a", 1500)]);
         assert_eq!(tick(&mut state, 1000, vec![beat("a", 1, 0), beat("unknown", 1, 0)]), [""; 0]);
         assert_eq!(state.expires_in_ms("a"), Some(500));
-        assert_eq!(tick(&mut state, 500, vec![beat("a", 1, 0)]), ["a"]);
+        assert_eq!(tick(&mut state, 500 + EXPIRY_GRACE_MS, vec![beat("a", 1, 0)]), ["a"]);
     }
 
     #[test]

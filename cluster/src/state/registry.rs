@@ -34,6 +34,10 @@ pub struct Instance {
     pub epoch: u64,
 }
 
+/// How long a beat that came in time may be on its way to the leader's tick. Nodes tell the leader of beats
+/// every quarter of a second; with a tick a second this makes an expiry at most 1.5 s late, never early.
+pub const EXPIRY_GRACE_MS: u64 = 500;
+
 /// All instances, by id, by service and by deadline. Serialised as the instances alone: the rest follows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(from = "Vec<Life>")]
@@ -142,11 +146,11 @@ impl Registry {
         self.deadlines.insert((renewed_ms, life.instance.id.clone()));
     }
 
-    /// Removes what is due, in the order of the deadlines.
+    /// Removes what is overdue by [`EXPIRY_GRACE_MS`], in the order of the deadlines.
     pub(super) fn expire(&mut self, now_ms: u64) -> Vec<Arc<Instance>> {
         let mut expired = Vec::new();
         while let Some((deadline_ms, id)) = self.deadlines.first().cloned() {
-            if deadline_ms > now_ms {
+            if deadline_ms.saturating_add(EXPIRY_GRACE_MS) > now_ms {
                 break;
             }
             expired.extend(self.remove(&id));
