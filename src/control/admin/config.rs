@@ -8,8 +8,8 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use gogate_cluster::{
-    MemberReport,
-    state::{Command, HISTORY, NewDocument, Outcome, Version},
+    COMMAND_BYTES_MAX, MemberReport,
+    state::{Command, HISTORY, NewDocument, Outcome, Refusal, Version},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
@@ -31,12 +31,19 @@ use crate::{
 
 /// Bytes of a gateway document.
 const BODY_MAX: usize = config::TEXT_BYTES_MAX;
+const _: () = assert!(BODY_MAX + (64 << 10) < COMMAND_BYTES_MAX, "a valid document can be proposed");
 
 /// Between two looks at what the nodes run.
 const POLL: Duration = Duration::from_millis(25);
 
 /// How long a node may take to say what it runs before it counts as unreachable.
 const REPORT_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// How long a refusal of a version that was current before is not believed: nodes try again once a second.
+const REFUSED_BEFORE: Duration = Duration::from_millis(1500);
+
+/// What restoring the version before may take, beyond the call's deadline too: it undoes what the call did.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(1);
 
 const VERSION: HeaderName = HeaderName::from_static("x-gogate-version");
 
@@ -88,6 +95,8 @@ enum Running {
     Pending(u64),
     Failed(u64, String),
     Unreachable,
+    /// The call's own deadline was too short to hear from it.
+    Unheard,
 }
 
 /// `GET /v1/config`
@@ -185,9 +194,13 @@ pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Ans
     context.consistent(&query).await?;
     let version = wait.unwrap_or_else(|| context.cluster.read(|state| state.documents().current_version()));
     let nodes = match wait {
-        Some(_) => settled(context, version, deadline).await,
+        Some(_) => settled(context, version, deadline, Duration::ZERO).await,
         None => look(context, version, left(deadline)).await,
     };
+    if wait.is_some() && nodes.iter().any(|(_, running)| running.is_open()) {
+        let detail = format!("not every node runs version {version} yet");
+        return Err(ApiError::NotYet { detail, version, nodes: in_words(nodes) });
+    }
     let nodes = nodes.into_iter().map(|(name, running)| (name, running.json(version))).collect();
     let version = context.cluster.read(|state| state.documents().current_version());
     Ok(json(StatusCode::OK, &StatusJson { version, nodes }))
@@ -208,35 +221,73 @@ async fn checked(content: Arc<str>) -> Result<(), ApiError> {
     }
 }
 
-/// Proposes, then waits until every live node runs the new version or says why not.
+/// Proposes, then waits until every live node runs the new version. If one says that it cannot, the version
+/// before is made current again, so that what runs and what a restart finds stay the same (P7).
 async fn apply(context: &Context, command: Command, deadline: Instant) -> Result<Answer, ApiError> {
     let (version, changed) = match context.cluster.propose(command, left(deadline)).await? {
         Outcome::Documented { version, changed } => (version, changed),
         outcome => return Err(unexpected(outcome)),
     };
-    let nodes = settled(context, version, deadline).await;
+    // What was refused before is tried again by itself: give that the time to happen.
+    let patience = if changed { Duration::ZERO } else { REFUSED_BEFORE };
+    let nodes = settled(context, version, deadline, patience).await;
     let failed = nodes.iter().find_map(|(name, running)| match running {
-        Running::Failed(runs, reason) => Some(format!(
-            "version {version} is stored, but {name} cannot run it: {reason}; it goes on with version {runs}: correct the document or roll back"
-        )),
-        Running::Active | Running::Pending(_) | Running::Unreachable => None,
+        Running::Failed(_, reason) => Some(format!("version {version} was refused by {name}: {reason}")),
+        Running::Active | Running::Pending(_) | Running::Unreachable | Running::Unheard => None,
     });
-    let nodes: BTreeMap<String, String> =
-        nodes.into_iter().map(|(name, running)| (name, running.text())).collect();
-    if let Some(detail) = failed {
-        return Err(ApiError::Conflict { detail, nodes: serde_json::json!(nodes) });
+    if let Some(refused) = failed {
+        let then =
+            if changed { restore(context, version, deadline).await } else { "it stays current".into() };
+        let detail = format!("{refused}; {then}: correct the document and apply it again");
+        return Err(ApiError::Conflict { detail, nodes: in_words(nodes) });
     }
+    if nodes.iter().any(|(_, running)| running.is_open()) {
+        let detail = format!(
+            "version {version} is written, but not every node runs it yet; see GET /v1/config/status?wait={version}"
+        );
+        return Err(ApiError::NotYet { detail, version, nodes: in_words(nodes) });
+    }
+    let nodes = in_words(nodes);
     let mut answer = json(StatusCode::OK, &Applied { version, dry_run: None, changed, nodes });
     tag(answer.headers_mut(), version);
     Ok(answer)
 }
 
-/// What each node makes of `version`, once none that answers is still on its way to it, or at the deadline.
-async fn settled(context: &Context, version: u64, deadline: Instant) -> Vec<(String, Running)> {
+/// Makes the version before `version` current again, unless something else is by now; says what became of it.
+async fn restore(context: &Context, version: u64, deadline: Instant) -> String {
+    let to = version - 1;
+    if to == 0 {
+        return "there is no version before it, so it stays current".into();
+    }
+    let by = format!("{}, which restores version {to}", context.node);
+    let command = Command::RollbackDocument { to, expected: Some(version), by, at_ms: wall_clock_ms() };
+    match context.cluster.propose(command, left(deadline).max(RESTORE_TIMEOUT)).await {
+        Ok(Outcome::Documented { version, .. }) => {
+            format!("version {version} restores version {to}'s content")
+        }
+        Ok(Outcome::Refused(Refusal::StaleDocument { current, .. })) => {
+            format!("version {current} has taken its place meanwhile")
+        }
+        Ok(outcome) => format!("it stays current, as version {to} cannot be restored ({outcome:?})"),
+        Err(error) => format!("whether it stays current or version {to} is restored is not known ({error})"),
+    }
+}
+
+/// What each node makes of `version`: once a node cannot run it (and could not for `patience`), once none that
+/// answers is still on its way to it, or at the deadline.
+async fn settled(
+    context: &Context,
+    version: u64,
+    deadline: Instant,
+    patience: Duration,
+) -> Vec<(String, Running)> {
+    let patient_until = Instant::now() + patience;
     loop {
         let nodes = look(context, version, left(deadline)).await;
-        let pending = nodes.iter().any(|(_, running)| matches!(running, Running::Pending(_)));
-        if !pending || left(deadline) <= POLL {
+        let failed = nodes.iter().any(|(_, running)| matches!(running, Running::Failed(..)));
+        let open = nodes.iter().any(|(_, running)| running.is_open());
+        let wait = if failed { Instant::now() < patient_until } else { open };
+        if !wait || left(deadline) <= POLL {
             return nodes;
         }
         tokio::time::sleep(POLL).await;
@@ -245,7 +296,14 @@ async fn settled(context: &Context, version: u64, deadline: Instant) -> Vec<(Str
 
 async fn look(context: &Context, version: u64, left: Duration) -> Vec<(String, Running)> {
     let reports = context.cluster.member_reports(REPORT_TIMEOUT.min(left)).await;
-    reports.into_iter().map(|(member, report)| (member.name, Running::of(version, report))).collect()
+    let silent = || if left < REPORT_TIMEOUT { Running::Unheard } else { Running::Unreachable };
+    let running =
+        |report: Option<MemberReport>| report.map_or_else(silent, |report| Running::of(version, &report));
+    reports.into_iter().map(|(member, report)| (member.name, running(report))).collect()
+}
+
+fn in_words(nodes: Vec<(String, Running)>) -> BTreeMap<String, String> {
+    nodes.into_iter().map(|(name, running)| (name, running.text())).collect()
 }
 
 /// What is left until the deadline, and at least a little, so that an answer can still be taken.
@@ -292,12 +350,19 @@ fn rfc3339(at_ms: u64) -> String {
 // === impl Running ===
 
 impl Running {
-    fn of(version: u64, report: Option<MemberReport>) -> Self {
-        let Some(report) = report else { return Self::Unreachable };
+    fn of(version: u64, report: &MemberReport) -> Self {
         match refusal_of(version, &report.config_error) {
             Some(reason) => Self::Failed(report.config_version, reason.to_owned()),
             None if report.config_version >= version => Self::Active,
             None => Self::Pending(report.config_version),
+        }
+    }
+
+    /// Whether waiting may still show something else.
+    fn is_open(&self) -> bool {
+        match self {
+            Self::Pending(_) | Self::Unheard => true,
+            Self::Active | Self::Failed(..) | Self::Unreachable => false,
         }
     }
 
@@ -307,6 +372,7 @@ impl Running {
             Self::Pending(runs) => format!("pending: still runs version {runs}"),
             Self::Failed(_, reason) => format!("failed: {reason}"),
             Self::Unreachable => "unreachable".into(),
+            Self::Unheard => "unknown: it did not answer in time".into(),
         }
     }
 
@@ -318,6 +384,7 @@ impl Running {
                 NodeJson { state: "failed", version: Some(runs), error: Some(reason) }
             }
             Self::Unreachable => NodeJson { state: "unreachable", version: None, error: None },
+            Self::Unheard => NodeJson { state: "unknown", version: None, error: None },
         }
     }
 }

@@ -32,7 +32,9 @@ pub(super) async fn ready(context: &Context, query: Option<&str>) -> Result<Answ
     let draining = context.proxy.is_draining();
     let (version, error) = (context.published.version(), context.published.error());
     let known = context.published.once() && (version > 0 || *context.caught_up.borrow());
-    let ready = known && !draining;
+    // Without a document there is nothing to serve and nothing wrong; with one that cannot run there is.
+    let runs = version > 0 || error.is_empty();
+    let ready = known && runs && !draining;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if !query.flag("verbose")? {
         return Ok(text(status, if ready { "ok\n" } else { "not ready\n" }));
@@ -48,10 +50,11 @@ pub(super) async fn ready(context: &Context, query: Option<&str>) -> Result<Answ
     line(
         error.is_empty(),
         "config",
-        &if error.is_empty() {
-            format!("version {version} runs")
-        } else {
-            format!("version {version} runs, not {error}")
+        &match (version, error.as_str()) {
+            (0, "") => "there is no gateway document yet".to_owned(),
+            (_, "") => format!("version {version} runs"),
+            (0, error) => format!("nothing runs: {error}"),
+            (_, error) => format!("version {version} runs, not {error}"),
         },
     );
     match quorum {
