@@ -40,6 +40,7 @@ pub struct Published {
     version: AtomicU64,
     once: std::sync::atomic::AtomicBool,
     error: Mutex<String>,
+    services: Mutex<Arc<BTreeSet<String>>>,
     expirations: AtomicU64,
 }
 
@@ -49,7 +50,7 @@ pub struct Publisher {
     proxy: Arc<Proxy>,
     published: Arc<Published>,
     /// Those that the document which runs sends requests to.
-    services: BTreeSet<String>,
+    services: Arc<BTreeSet<String>>,
 }
 
 /// What a batch of changes asks for.
@@ -93,6 +94,12 @@ impl Published {
         self.error.lock().expect("nothing panics under this lock").clone()
     }
 
+    /// The services of the document that runs.
+    #[must_use]
+    pub fn services(&self) -> Arc<BTreeSet<String>> {
+        self.services.lock().expect("nothing panics under this lock").clone()
+    }
+
     /// Instances that expired since this node started.
     #[must_use]
     pub fn expirations(&self) -> u64 {
@@ -106,7 +113,7 @@ impl Publisher {
     /// Publishes nothing yet.
     #[must_use]
     pub fn new(cluster: Cluster, proxy: Arc<Proxy>, published: Arc<Published>) -> Self {
-        Self { cluster, proxy, published, services: BTreeSet::new() }
+        Self { cluster, proxy, published, services: Arc::default() }
     }
 
     /// Publishes what is there, then every change, until the cluster is shut down. What could not be published
@@ -193,7 +200,8 @@ impl Publisher {
     }
 
     async fn run_version(&mut self, version: &Arc<Version>) -> Result<(), String> {
-        self.services = self.try_whole(version).await?;
+        self.services = Arc::new(self.try_whole(version).await?);
+        self.published.services.lock().expect("nothing panics under this lock").clone_from(&self.services);
         self.published.version.store(version.version, Ordering::Release);
         info!(version = version.version, by = %version.by, "the gateway document runs");
         Ok(())

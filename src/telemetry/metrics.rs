@@ -11,6 +11,9 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram as HistogramProto, LabelPair, Metric, MetricFamily, MetricType,
 };
 
+/// The value of a label for all that is not in its closed set.
+pub const OTHER: &str = "_OTHER";
+
 /// Client connections accepted; by listener.
 pub const CONNECTIONS_TOTAL: &str = "gogate_connections_total";
 /// Client connections open; by listener.

@@ -105,7 +105,7 @@ fn probes_and_metrics_answer() {
     cluster.register(0, "a", "api", "127.0.0.1:9".parse().unwrap());
     let metrics = get(admin, "/metrics").unwrap().text();
     for line in [
-        "gogate_registry_instances{service=\"api\"} 1",
+        "gogate_registry_instances{service=\"_OTHER\"} 1",
         "gogate_raft_is_leader 1",
         "gogate_config_version{state=\"active\"} 0",
         "gogate_build_info{version=",

@@ -24,9 +24,8 @@ use super::{
     services::unexpected,
 };
 use crate::{
-    config::{self, Problem, check},
-    control::{publish::refusal_of, reload::wall_clock_ms},
-    proxy::RoutingTable,
+    config,
+    control::{compile, publish::refusal_of, reload::wall_clock_ms},
 };
 
 /// Bytes of a gateway document.
@@ -136,7 +135,14 @@ pub(super) async fn put(
     let expected = expected(headers)?;
     let body = read_body(body, BODY_MAX, query.timeout()?).await?;
     let content: Arc<str> = config::text(&body).map_err(|problem| ApiError::Invalid(vec![problem]))?.into();
-    checked(content.clone()).await?;
+    let judged = content.clone();
+    match tokio::task::spawn_blocking(move || compile::check(&judged)).await {
+        Ok(checked) => checked.map_err(ApiError::Invalid)?,
+        Err(error) => {
+            let detail = format!("the document could not be checked: {error}; nothing was written");
+            return Err(ApiError::Unavailable(detail));
+        }
+    }
     if query.flag("dry_run")? {
         context.cluster.linearizable(left(deadline)).await?;
         let (current, same) = context.cluster.read(|state| {
@@ -204,21 +210,6 @@ pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Ans
     let nodes = nodes.into_iter().map(|(name, running)| (name, running.json(version))).collect();
     let version = context.cluster.read(|state| state.documents().current_version());
     Ok(json(StatusCode::OK, &StatusJson { version, nodes }))
-}
-
-/// Validates and compiles, off the runtime's threads: a large document takes long.
-async fn checked(content: Arc<str>) -> Result<(), ApiError> {
-    let checked = tokio::task::spawn_blocking(move || {
-        let document = check::document(&content)?;
-        let compiled = RoutingTable::compile(0, &document, &BTreeMap::new(), &RoutingTable::default());
-        compiled.map(|_| ()).map_err(|error| vec![Problem::general(error.to_string(), None)])
-    });
-    match checked.await {
-        Ok(checked) => checked.map_err(ApiError::Invalid),
-        Err(error) => Err(ApiError::Unavailable(format!(
-            "the document could not be checked: {error}; nothing was written"
-        ))),
-    }
 }
 
 /// Proposes, then waits until every live node runs the new version. If one says that it cannot, the version

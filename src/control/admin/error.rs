@@ -168,6 +168,7 @@ impl From<Refusal> for ApiError {
         match refusal {
             Refusal::UnknownInstance { .. } | Refusal::UnknownVersion { .. } => Self::NotFound(detail),
             Refusal::StaleDocument { current, .. } => Self::Stale { current, detail },
+            Refusal::RegistryFull { .. } => Self::Unavailable(detail),
             // Node ids are never proposed through this API.
             Refusal::UsedNode { .. } => Self::Malformed(detail),
         }
