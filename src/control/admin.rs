@@ -146,7 +146,7 @@ async fn handle(context: &OnceLock<Context>, peer: SocketAddr, request: Request<
         return match request.uri().path() {
             "/livez" => text(StatusCode::OK, "ok\n"),
             _ => ApiError::Unavailable(
-                "this node is starting: it waits for its peers; nothing was done".into(),
+                "this node is starting: it opens its store, and waits for its peers if it has any; nothing was done".into(),
             )
             .answer(None),
         };
