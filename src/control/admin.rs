@@ -21,7 +21,7 @@ use std::{
 };
 
 use gogate_cluster::Cluster;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, header, request::Parts};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
@@ -170,6 +170,9 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
         count += 1;
     }
     let get = head.method == Method::GET || head.method == Method::HEAD;
+    if !get {
+        check_write(&head)?;
+    }
     let method = |allow: &'static str| Err(ApiError::Method { allow });
     match &parts[..count] {
         ["v1", "services"] => match head.method {
@@ -212,6 +215,30 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
     }
 }
 
+/// Refuses a write that a page of somewhere else may have made a browser send, and one that asks for what this
+/// build does not keep.
+fn check_write(head: &Parts) -> Result<(), ApiError> {
+    let text = |name| head.headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    if let Some(origin) = text(header::ORIGIN) {
+        let from = origin.split_once("://").map(|(_, host)| host);
+        let own = text(header::HOST);
+        if from.is_none() || !from.zip(own).is_some_and(|(from, own)| from.eq_ignore_ascii_case(own)) {
+            return Err(ApiError::Forbidden { origin: crate::config::problem::shown(origin) });
+        }
+    }
+    // A browser sends these two from a form without asking; `curl -d` says `x-www-form-urlencoded` of JSON.
+    let kind = text(header::CONTENT_TYPE).unwrap_or_default().to_ascii_lowercase();
+    if head.method == Method::POST && (kind.starts_with("text/plain") || kind.starts_with("multipart/")) {
+        return Err(ApiError::MediaType);
+    }
+    if head.headers.contains_key("idempotency-key") {
+        return Err(ApiError::Malformed(
+            "`Idempotency-Key` is not supported yet: give an instance an `id`, or a document `If-Match`, and it may be sent again".into(),
+        ));
+    }
+    Ok(())
+}
+
 fn segment(part: &str) -> Result<std::borrow::Cow<'_, str>, ApiError> {
     let id = decode(part).filter(|id| !id.is_empty());
     id.ok_or_else(|| ApiError::Malformed("the id in the path is empty or badly encoded".into()))
@@ -230,8 +257,9 @@ impl Context {
         if query.flag("stale")? {
             return Ok(());
         }
-        self.cluster.linearizable(query.timeout()?).await?;
-        Ok(())
+        let read = self.cluster.linearizable(query.timeout()?).await;
+        // Only here may the caller ask for `stale`, as the whole message advises.
+        read.map_err(|error| ApiError::Unavailable(error.to_string()))
     }
 }
 

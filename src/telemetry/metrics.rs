@@ -38,7 +38,7 @@ pub const RATE_LIMIT_DECISIONS_TOTAL: &str = "gogate_rate_limit_decisions_total"
 pub const RETRIES_TOTAL: &str = "gogate_retries_total";
 /// Requests refused or failed by the gateway; by reason.
 pub const REJECTIONS_TOTAL: &str = "gogate_rejections_total";
-/// The gateway document's version; by state (`active`, `staged`).
+/// The gateway document's version; by state (`active`: it runs here; `current` in the cluster).
 pub const CONFIG_VERSION: &str = "gogate_config_version";
 /// Registered instances; by service.
 pub const REGISTRY_INSTANCES: &str = "gogate_registry_instances";

@@ -14,12 +14,12 @@ use gogate_cluster::{
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{
     Context,
-    answer::{Answer, Query, from_json, json, read_body},
+    answer::{Answer, Fields, Query, json, left, read_body},
     error::ApiError,
     services::unexpected,
 };
@@ -80,14 +80,6 @@ struct NodeJson {
     error: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Rollback {
-    version: u64,
-    #[serde(default)]
-    if_version: Option<u64>,
-}
-
 /// What one node makes of a version.
 enum Running {
     Active,
@@ -131,9 +123,9 @@ pub(super) async fn put(
     body: Incoming,
 ) -> Result<Answer, ApiError> {
     let query = Query::new(query, &["dry_run"])?;
-    let deadline = Instant::now() + query.timeout()?;
+    let deadline = query.deadline()?;
     let expected = expected(headers)?;
-    let body = read_body(body, BODY_MAX, query.timeout()?).await?;
+    let body = read_body(body, BODY_MAX, deadline).await?;
     let content: Arc<str> = config::text(&body).map_err(|problem| ApiError::Invalid(vec![problem]))?.into();
     let judged = content.clone();
     match tokio::task::spawn_blocking(move || compile::check(&judged)).await {
@@ -173,10 +165,15 @@ pub(super) async fn rollback(
     body: Incoming,
 ) -> Result<Answer, ApiError> {
     let query = Query::new(query, &[])?;
-    let deadline = Instant::now() + query.timeout()?;
-    let body = read_body(body, 4096, query.timeout()?).await?;
-    let Rollback { version: to, if_version } = from_json(&body)?;
-    let expected = expected(headers)?.or(if_version);
+    let deadline = query.deadline()?;
+    let expected = expected(headers)?;
+    let mut fields = Fields::new(&read_body(body, 4096, deadline).await?, &["version"])?;
+    let to = fields.number("version");
+    if to.is_none() {
+        fields.wrong("version", "is not the number of a version".into(), "");
+    }
+    fields.checked()?;
+    let to = to.unwrap_or_default();
     let by = format!("{} at {}, rollback to {to}", peer.ip(), context.node);
     apply(context, Command::RollbackDocument { to, expected, by, at_ms: wall_clock_ms() }, deadline).await
 }
@@ -195,7 +192,7 @@ pub(super) async fn versions(context: &Context, query: Option<&str>) -> Result<A
 /// `GET /v1/config/status`
 pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
     let query = Query::new(query, &["wait", "stale"])?;
-    let deadline = Instant::now() + query.timeout()?;
+    let deadline = query.deadline()?;
     let wait = query.number("wait")?;
     context.consistent(&query).await?;
     let version = wait.unwrap_or_else(|| context.cluster.read(|state| state.documents().current_version()));
@@ -297,14 +294,13 @@ fn in_words(nodes: Vec<(String, Running)>) -> BTreeMap<String, String> {
     nodes.into_iter().map(|(name, running)| (name, running.text())).collect()
 }
 
-/// What is left until the deadline, and at least a little, so that an answer can still be taken.
-fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(10))
-}
-
 /// The version of `If-Match`; `*` and its absence mean any.
 fn expected(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
-    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    let mut values = headers.get_all(header::IF_MATCH).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(ApiError::Malformed("`If-Match` is there twice".into()));
+    }
     let text = value.to_str().unwrap_or_default().trim();
     if text == "*" {
         return Ok(None);
@@ -418,5 +414,9 @@ mod tests {
         assert_eq!(expected("*"), Ok(None));
         assert!(expected("W/\"3\"").is_err());
         assert!(expected("").is_err());
+        let mut twice = HeaderMap::new();
+        twice.append(header::IF_MATCH, HeaderValue::from_static("*"));
+        twice.append(header::IF_MATCH, HeaderValue::from_static("\"3\""));
+        assert!(super::expected(&twice).is_err());
     }
 }

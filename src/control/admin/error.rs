@@ -21,6 +21,15 @@ pub enum ApiError {
     /// The call itself is wrong.
     #[error("{0}")]
     Malformed(String),
+    /// A page of somewhere else made a browser send it.
+    #[error("this call comes from a page of `{origin}`, which is not this node; nothing was done")]
+    Forbidden {
+        /// As the browser said.
+        origin: String,
+    },
+    /// The body is not in a format that the call takes.
+    #[error("the body of this call is JSON: send `Content-Type: application/json`")]
+    MediaType,
     /// Nothing is there.
     #[error("{0}")]
     NotFound(String),
@@ -103,6 +112,8 @@ impl ApiError {
     fn table(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Malformed(_) => (StatusCode::BAD_REQUEST, "malformed request", "malformed"),
+            Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "forbidden", "forbidden"),
+            Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported media type", "media-type"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not found", "not-found"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed", "method"),
             Self::Conflict { .. } => (StatusCode::CONFLICT, "a node cannot run it", "conflict"),
@@ -158,7 +169,7 @@ impl From<ProposeError> for ApiError {
 
 impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
-        Self::Unavailable(error.to_string())
+        Self::Unavailable(error.reason)
     }
 }
 
