@@ -43,10 +43,10 @@ use super::{
 
 /// How long an idle connection is kept for a client's next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// How much, and for how long, is read from a client that is being told to go away. Closing at once would reset
-/// the connection, and the reset overtakes the answer.
-const LINGER_BYTES: usize = 1 << 20;
+/// For how long what a client still sends is read after the last answer. Closing at once would reset the
+/// connection, and the reset overtakes the answer.
 const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BUFFER: usize = 16 << 10;
 /// hyper's smallest buffer; `framing` holds the document's own bound.
 const BUFFER_MIN: usize = 8 << 10;
 const BUFFER_MAX: usize = 400 << 10;
@@ -219,14 +219,9 @@ async fn say_goodbye(client: &Client, mut tcp: TcpStream, refusal: Option<ProxyE
 async fn linger(mut tcp: TcpStream) {
     let discard = async {
         tcp.shutdown().await?;
-        let mut buffer = [0; 4096];
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            match tcp.read(&mut buffer).await? {
-                0 => break,
-                read => left = left.saturating_sub(read),
-            }
-        }
+        // Not an array: it would be part of every connection's task.
+        let mut buffer = vec![0; LINGER_BUFFER];
+        while tcp.read(&mut buffer).await? > 0 {}
         std::io::Result::Ok(())
     };
     // Whatever happens, the connection is closed next.
@@ -249,8 +244,10 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
     };
     let request_id = RequestId::of(&parts.headers, || client.worker.random());
     let exchange = exchange(&client, &view, parts, body, &request_id, &mut record);
+    let mut close = client.worker.is_draining();
     let mut response = match exchange.await {
         Ok(endpoint) => {
+            close |= endpoint.early;
             record.status = endpoint.response.status().as_u16();
             let (mut parts, incoming) = endpoint.response.into_parts();
             headers::prepare_answer(&mut parts.headers);
@@ -271,7 +268,7 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
             Response::from_parts(parts, AnswerBody::own(content, &client, record))
         }
     };
-    if client.worker.is_draining() {
+    if close {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
@@ -282,6 +279,8 @@ struct FromEndpoint {
     response: Response<Incoming>,
     lease: super::pool::Lease,
     idle: Duration,
+    /// It came before the request's end: what follows on the client's connection is not known to be a request.
+    early: bool,
 }
 
 async fn exchange(
@@ -317,10 +316,11 @@ async fn exchange(
     }
     let upload = (!body.is_end_stream())
         .then(|| Upload::new(body, Rc::clone(client), bytes_max, timeouts.idle, answer_within));
-    let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload };
+    let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
     let (response, lease) = forward(client, upstream, outgoing, record.started, answer_within).await?;
     client.alarm.set_ceiling(None);
-    Ok(FromEndpoint { response, lease, idle: timeouts.idle })
+    let early = upload.is_some_and(|upload| !upload.has_ended());
+    Ok(FromEndpoint { response, lease, idle: timeouts.idle, early })
 }
 
 fn find_route(

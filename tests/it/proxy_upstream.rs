@@ -1,12 +1,13 @@
 //! Endpoints that misbehave, and what becomes of requests to them.
 
 use std::{
-    net::TcpListener,
+    io::Read,
+    net::{Shutdown, TcpListener},
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
-use crate::upstream::{Gateway, Upstream, document, service};
+use crate::upstream::{Gateway, PATIENCE, Peer, Upstream, document, service};
 
 #[test]
 fn a_stale_pooled_connection_never_gives_502() {
@@ -141,16 +142,40 @@ fn a_body_that_stands_still_is_given_up() {
 
 #[test]
 fn an_answer_before_the_body_is_passed_on() {
-    let upstream = Upstream::start(|mut peer| {
-        peer.send("HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno");
-        // Reads what comes, so that nothing is reset.
-        while !peer.is_closed() {}
-    });
-    let gateway = Gateway::start(&document(&[upstream.address]));
-    let mut client = gateway.client();
-    client.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nsome");
-    let answer = client.answer();
-    assert!(matches!(answer.status(), 403 | 502), "{answer:?}");
+    const ANSWER: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno!";
+    // What the endpoint does once it has answered; closing with bytes unread resets the connection.
+    let after: [(&str, fn(&mut Peer)); 4] = [
+        ("closes", |_| ()),
+        ("takes no more", |_| std::thread::park_timeout(PATIENCE)),
+        ("says it will write no more", |peer| {
+            peer.0.get_ref().shutdown(Shutdown::Write).unwrap();
+            std::thread::park_timeout(PATIENCE);
+        }),
+        ("reads on", |peer| while peer.0.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {}),
+    ];
+    for (what, after) in after {
+        let upstream = Upstream::start(move |mut peer| {
+            peer.head();
+            peer.send(ANSWER);
+            after(&mut peer);
+        });
+        let gateway = Gateway::start_with(1, Duration::ZERO, &document(&[upstream.address]));
+        for (sent, turn) in [0, 10, 64 << 10, 8 << 20].into_iter().zip(1..) {
+            let mut client = gateway.client();
+            let mut sending = Peer::new(client.0.get_ref().try_clone().unwrap());
+            let upload = std::thread::spawn(move || {
+                sending.send("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n");
+                sending.send(&"x".repeat(sent));
+            });
+            let answer = client.answer();
+            assert_eq!((answer.status(), answer.text().as_str()), (413, "no!"), "{what}, {sent}: {answer:?}");
+            assert_eq!(answer.field("connection"), Some("close"), "{what}, {sent}");
+            assert!(client.is_closed(), "{what}, {sent}");
+            upload.join().unwrap();
+            let opened = upstream.connections.load(Ordering::SeqCst);
+            assert_eq!(opened, turn, "{what}, {sent}: the connection is not used again");
+        }
+    }
 }
 
 #[test]

@@ -148,6 +148,11 @@ impl Peer {
         self.message(false, true)
     }
 
+    /// Reads the head of a request and not its body.
+    pub fn head(&mut self) {
+        while self.line().is_some_and(|line| !line.is_empty()) {}
+    }
+
     /// Whether the other side has closed.
     pub fn is_closed(&mut self) -> bool {
         match self.0.read(&mut [0]) {
