@@ -260,7 +260,7 @@ impl Worker {
         let now = Instant::now();
         for upstream in &self.view().upstreams {
             for pool in &upstream.pools {
-                pool.sweep(upstream.plan.pool.idle_timeout, now);
+                pool.sweep(&upstream.plan.pool, now);
             }
         }
         self.listeners
