@@ -12,6 +12,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -145,7 +146,7 @@ pub(super) async fn serve(
     peer: SocketAddr,
     permit: Permit,
 ) {
-    let limits = Rc::new((*worker.view().table.routing.limits).clone());
+    let limits = Arc::clone(&worker.view().table.routing.limits);
     let address = peer.ip().to_canonical();
     let client = Rc::new(Client {
         alarm: worker.alarms.add(),
@@ -161,7 +162,7 @@ pub(super) async fn serve(
         worker,
     });
     client.head_began();
-    let stream = ClientStream::new(tcp, Framing::new(Rc::clone(&limits)), Rc::clone(&client));
+    let stream = ClientStream::new(tcp, Framing::new(Arc::clone(&limits)), Rc::clone(&client));
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(limits.header_bytes.max(BUFFER_MIN).max(BUFFER_MAX));
     if limits.headers > FIELDS_WITHOUT_ALLOCATION {

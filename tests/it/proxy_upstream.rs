@@ -149,7 +149,8 @@ fn a_body_that_stands_still_is_given_up() {
 fn an_answer_before_the_body_is_passed_on() {
     const ANSWER: &str = "HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno!";
     // What the endpoint does once it has answered; closing with bytes unread resets the connection.
-    let after: [(&str, fn(&mut Peer)); 4] = [
+    type After = fn(&mut Peer);
+    let after: [(&str, After); 4] = [
         ("closes", |_| ()),
         ("takes no more", |_| std::thread::park_timeout(PATIENCE)),
         ("says it will write no more", |peer| {
