@@ -36,7 +36,7 @@ use super::{
     listener::{ListenerState, Permit},
     route_match::{self, Found},
     stream::ClientStream,
-    table::Routing,
+    table::RoutingTable,
     upload::Upload,
     upstream::View,
     worker::Worker,
@@ -295,7 +295,7 @@ async fn exchange(
     let routing = &*view.table.routing;
     let host = host_of(&parts)?;
     let uri = origin_form(&parts.method, &parts.uri)?;
-    let place = find_route(client, routing, host.as_ref(), uri.path(), &parts.method)?;
+    let place = find_route(client, &view.table, host.as_ref(), uri.path(), &parts.method)?;
     let route = &routing.routes[place];
     record.figures = Rc::clone(&view.figures[place]);
     let bytes_max = routing.limits.body_bytes;
@@ -326,13 +326,12 @@ async fn exchange(
 
 fn find_route(
     client: &Client,
-    routing: &Routing,
+    table: &RoutingTable,
     host: Option<&HeaderValue>,
     path: &str,
     method: &Method,
 ) -> Result<usize, ProxyError> {
-    let listener = client.listener.name.borrow();
-    let index = routing.indexes.get(&**listener).ok_or(ProxyError::NoRoute)?;
+    let index = table.index(client.listener.id).ok_or(ProxyError::NoRoute)?;
     let host = host.and_then(|host| host.to_str().ok()).map_or("", without_port);
     match index.find(host, path, method) {
         Found::Route(place) => Ok(place),
