@@ -159,10 +159,7 @@ impl Client {
 
     /// Asks, and does not record: used to wait for something.
     pub fn probe(&mut self, node: usize, path: &str) -> bool {
-        let (_, address) = &self.nodes[node];
-        let deadline = Instant::now() + self.patience.own;
-        let answer = Connection::open(*address, deadline)
-            .and_then(|mut connection| connection.exchange("GET", path, None, None, deadline));
+        let answer = self.exchange(node, "GET", path, None, None);
         answer.is_ok_and(|answer| answer.status == 200)
     }
 

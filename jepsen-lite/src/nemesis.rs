@@ -98,6 +98,9 @@ pub fn start(processes: &mut Processes, recorder: &Recorder, nodes: &[usize]) ->
     Ok(pids)
 }
 
+/// How often a node that is awaited is asked whether it serves.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+
 /// Waits until the nodes answer a linearizable read. False, and a finding, if one ends or takes too long.
 pub fn serve_again(
     processes: &mut Processes,
@@ -114,7 +117,7 @@ pub fn serve_again(
         let (node, problem) = match ended {
             Some((node, status)) => (node, format!("the store failed to open: the process ended ({status})")),
             None if Instant::now() < deadline => {
-                thread::sleep(Duration::from_millis(10));
+                thread::sleep(ASK_EVERY);
                 continue;
             }
             None => (node, format!("it did not serve within {} s of its start", SERVES_WITHIN.as_secs())),

@@ -11,7 +11,7 @@ mod returning_follower;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Mutex, atomic::Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -134,6 +134,9 @@ impl Scenario {
     }
 }
 
+/// Clusters form one after another: what a machine can start at once is not what a scenario is about.
+static FORMING: Mutex<()> = Mutex::new(());
+
 /// The names of a cluster's nodes.
 pub fn node_names() -> Vec<String> {
     (1..=NODES).map(|node| format!("n{node}")).collect()
@@ -185,6 +188,20 @@ impl Stage {
         let processes = Processes::create(&settings.program, dir, NODES, links)?;
         let recorder = Arc::new(Recorder::create(&dir.join(HISTORY_FILE))?);
         Ok(Self { processes, recorder, dir: dir.to_owned(), label })
+    }
+
+    /// Starts all nodes and waits until they serve; a finding, and false, if they do not. `started` is told
+    /// each node's process as soon as it has one.
+    fn form(&mut self, started: impl FnOnce(Vec<u32>)) -> io::Result<bool> {
+        let turn = FORMING.lock().expect("no thread panics while its cluster forms");
+        let all = self.all();
+        started(nemesis::start(&mut self.processes, &self.recorder, &all)?);
+        let serves = self.serve(&all);
+        drop(turn);
+        if serves {
+            self.progress("the cluster serves");
+        }
+        Ok(serves)
     }
 
     fn all(&self) -> Vec<usize> {

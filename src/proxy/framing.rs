@@ -46,6 +46,14 @@ enum Chunk {
     Trailers,
 }
 
+/// Why the connection must end.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) error: ProxyError,
+    /// So many of the bytes taken last come before the request that is refused; none: it began before them.
+    pub(super) good: Option<usize>,
+}
+
 /// What is known of the head being read.
 #[derive(Debug, Default)]
 struct Head {
@@ -78,22 +86,32 @@ impl Framing {
     }
 
     /// Takes the next bytes, or says why the connection must end.
-    pub(super) fn take(&mut self, mut bytes: &[u8]) -> Result<(), ProxyError> {
-        while !bytes.is_empty() {
-            bytes = match self.state {
-                State::Head => self.take_head(bytes)?,
-                State::Length(left) => {
-                    let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-                    self.state = match left - taken as u64 {
-                        0 => State::Head,
-                        left => State::Length(left),
-                    };
-                    &bytes[taken..]
-                }
-                State::Chunk(chunk) => self.take_chunk(chunk, bytes)?,
-            };
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+        let mut good = self.at_start().then_some(0);
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            rest = self.take_piece(rest).map_err(|error| Refusal { error, good })?;
+            if self.at_start() {
+                good = Some(bytes.len() - rest.len());
+            }
         }
         Ok(())
+    }
+
+    /// Takes some of the bytes, one at least; the rest.
+    fn take_piece<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], ProxyError> {
+        match self.state {
+            State::Head => self.take_head(bytes),
+            State::Length(left) => {
+                let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
+                self.state = match left - taken as u64 {
+                    0 => State::Head,
+                    left => State::Length(left),
+                };
+                Ok(&bytes[taken..])
+            }
+            State::Chunk(chunk) => self.take_chunk(chunk, bytes),
+        }
     }
 
     fn take_head<'a>(&mut self, mut bytes: &'a [u8]) -> Result<&'a [u8], ProxyError> {
@@ -330,7 +348,7 @@ mod tests {
         let outcome = |pieces: &mut dyn Iterator<Item = &[u8]>| {
             let mut framing = framing();
             for piece in pieces {
-                framing.take(piece).map_err(|error| error.row().status.as_u16())?;
+                framing.take(piece).map_err(|refusal| refusal.error.row().status.as_u16())?;
             }
             Ok(framing.at_start())
         };
@@ -382,6 +400,16 @@ mod tests {
         {
             check(&format!("{chunked}{body}"), Err(400));
         }
+    }
+
+    #[test]
+    fn a_refusal_spares_the_requests_before_it() {
+        let good = "PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+        let refusal = framing().take(format!("{good}{good}GET / HTTP/1.1\n").as_bytes()).unwrap_err();
+        assert_eq!(refusal.good, Some(2 * good.len()));
+        let mut framing = framing();
+        assert_eq!(framing.take(b"GET / "), Ok(()));
+        assert_eq!(framing.take(b"HTTP/1.1\n").unwrap_err().good, None);
     }
 
     #[test]

@@ -169,7 +169,11 @@ pub(super) async fn serve(
     }
     let service = {
         let client = Rc::clone(&client);
-        service_fn(move |request| answer(Rc::clone(&client), request))
+        service_fn(move |request| {
+            // Not in the answer's future, which is polled later: hyper reads on before.
+            client.exchange.set(true);
+            answer(Rc::clone(&client), request)
+        })
     };
     let mut connection = builder.serve_connection(TokioIo::new(stream), service);
     let mut draining = false;
@@ -234,7 +238,6 @@ async fn linger(mut tcp: TcpStream) {
 /// The life of one request. Failures are answers.
 async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Response<AnswerBody>, Infallible> {
     let started = Instant::now();
-    client.exchange.set(true);
     let view = client.worker.view();
     let (parts, body) = request.into_parts();
     let mut record = Record {

@@ -29,6 +29,8 @@ pub(super) struct ClientStream {
     refusal: Option<ProxyError>,
     /// Whether the refusal concerns a request that nobody else answers.
     answerable: bool,
+    /// The client's side is full: an answer is not written out yet.
+    blocked: bool,
 }
 
 /// An endpoint's socket.
@@ -47,7 +49,7 @@ pub(super) struct Task(RefCell<Waker>);
 
 impl ClientStream {
     pub(super) fn new(tcp: TcpStream, framing: Framing, client: Rc<Client>) -> Self {
-        Self { tcp, framing, client, refusal: None, answerable: false }
+        Self { tcp, framing, client, refusal: None, answerable: false, blocked: false }
     }
 
     /// The socket, why it was read no further, and whether a request was left half read.
@@ -62,7 +64,8 @@ impl ClientStream {
     }
 
     fn refused(&self) -> Poll<io::Result<()>> {
-        if self.answerable && self.client.exchange_under_way() {
+        // What was asked before is answered first, to the last byte.
+        if self.answerable && (self.client.exchange_under_way() || self.blocked) {
             self.client.stall();
             return Poll::Pending;
         }
@@ -97,9 +100,10 @@ impl AsyncRead for ClientStream {
         read?;
         let was_at_start = this.framing.at_start();
         if let Err(refusal) = this.framing.take(&buf.filled()[before..]) {
-            // Inside a request's own body the exchange under way answers; otherwise it is finished first.
-            this.refuse(refusal, was_at_start || !this.client.exchange_under_way());
-            return this.refused();
+            // Inside a request's own body the exchange under way answers.
+            this.refuse(refusal.error, refusal.good.is_some() || !this.client.exchange_under_way());
+            let Some(good) = refusal.good.filter(|good| *good > 0) else { return this.refused() };
+            buf.set_filled(before + good);
         }
         if was_at_start && this.framing.in_head() && !this.client.exchange_under_way() {
             this.client.head_began();
@@ -142,7 +146,12 @@ impl AsyncWrite for ClientStream {
 
 impl ClientStream {
     /// A client that takes nothing for as long as a body may stand still is given up.
-    fn in_time(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn in_time(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        let was_blocked = std::mem::replace(&mut self.blocked, written.is_pending());
+        if was_blocked && !self.blocked && self.refusal.is_some() {
+            // Reading may have waited for this.
+            self.client.alarm.wake();
+        }
         match written {
             Poll::Pending if self.client.alarm.rang() => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             written => written,

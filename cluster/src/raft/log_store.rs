@@ -20,7 +20,7 @@ use std::{
     ops::{Bound, Range, RangeBounds},
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -50,6 +50,10 @@ const WRITER_QUEUE: usize = 256;
 /// What the tail keeps in memory for the replication streams, so that they read no disk.
 const TAIL_ENTRIES_MAX: usize = 4096;
 const TAIL_BYTES_MAX: usize = 32 << 20;
+
+/// How often it is noted how far the log is committed: a batch of the store's for each entry would cost as much
+/// as the entry. A tick a second sees to it that the note is never much older.
+const HINT_PERIOD: Duration = Duration::from_millis(100);
 
 /// One AppendEntries carries at most this, or one entry: it must arrive within a heartbeat.
 const READ_BYTES_MAX: usize = 1 << 20;
@@ -105,7 +109,9 @@ impl RaftLog {
         let own = shared.clone();
         let thread = thread::Builder::new()
             .name("raft-log".to_owned())
-            .spawn(move || Writer { shared: own, fsync, broken: false }.run(writes))
+            .spawn(move || {
+                Writer { shared: own, fsync, hint: None, hinted: Instant::now(), broken: false }.run(writes);
+            })
             .map_err(|source| StorageError::Io { path: "the log's writer thread".into(), source })?;
         Ok((Self { shared, writer }, thread))
     }
@@ -404,6 +410,9 @@ impl Tail {
 struct Writer {
     shared: Arc<Shared>,
     fsync: Arc<Durations>,
+    /// How far the log is committed, if that is not written yet, and when it was written last.
+    hint: Option<Bytes>,
+    hinted: Instant,
     /// The disk failed once: what follows an unwritten record must not be written.
     broken: bool,
 }
@@ -419,6 +428,18 @@ impl Writer {
                 self.write(write, &mut appended);
             }
             self.flush(&mut appended);
+            if self.hinted.elapsed() >= HINT_PERIOD {
+                self.keep_hint();
+            }
+        }
+        self.keep_hint();
+    }
+
+    /// Only a hint; a disk that fails is noticed at the next append.
+    fn keep_hint(&mut self) {
+        if let Some(position) = self.hint.take() {
+            let _ = self.attempt(|store| store.put(Meta::Committed, Some(&position)));
+            self.hinted = Instant::now();
         }
     }
 
@@ -444,10 +465,7 @@ impl Writer {
                 }
                 answer(done, result);
             }
-            Write::Committed { position } => {
-                // Only a hint; a disk that fails is noticed at the next append.
-                let _ = self.attempt(|store| store.put(Meta::Committed, Some(&position)));
-            }
+            Write::Committed { position } => self.hint = Some(position),
             Write::Truncate { from, done } => answer(done, self.attempt(|store| store.truncate(from))),
             Write::Purge { upto, position, done } => {
                 // Noted first: a log whose beginning is gone without a note cannot be opened.

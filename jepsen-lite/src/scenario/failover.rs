@@ -41,9 +41,7 @@ pub(super) fn run(
 ) -> io::Result<Vec<Event>> {
     let mut stage = Stage::create(settings, dir, label, false)?;
     let mut rng = StdRng::seed_from_u64(seed);
-    let all = stage.all();
-    nemesis::start(&mut stage.processes, &stage.recorder, &all)?;
-    let mut stands = stage.serve(&all);
+    let mut stands = stage.form(|_| ())?;
     for round in 0..rounds {
         if !stands {
             break;

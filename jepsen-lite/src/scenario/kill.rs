@@ -30,11 +30,9 @@ pub(super) fn run(
 ) -> io::Result<Vec<Event>> {
     let mut stage = Stage::create(settings, dir, label, false)?;
     let all = stage.all();
-    nemesis::start(&mut stage.processes, &stage.recorder, &all)?;
-    if !stage.serve(&all) {
+    if !stage.form(|_| ())? {
         return stage.finish();
     }
-    stage.progress("the cluster serves");
     let nodes = stage.processes.admin();
     let workload = Workload::start(settings.clients, PAUSE_MS_MAX, &nodes, &stage.recorder, seed);
     let plan = nemesis::plan(rounds, all.len(), &mut StdRng::seed_from_u64(seed));

@@ -15,7 +15,6 @@ use crate::{
     client::Client,
     history::{Event, Fault, FaultKind, FaultStatus, Outcome, Seen},
     links::{Heal, Links},
-    nemesis,
     workload::Workload,
 };
 
@@ -58,11 +57,12 @@ pub(super) fn run(
         Ok((peer, TcpListener::bind(advertise)?))
     });
     let links = Links::create(ports.collect::<io::Result<_>>()?)?;
-    let pids = nemesis::start(&mut stage.processes, &stage.recorder, &all)?;
-    for (node, pid) in pids.into_iter().enumerate() {
-        links.set_process(node, pid);
-    }
-    if !stage.serve(&all) {
+    let serves = stage.form(|pids| {
+        for (node, pid) in pids.into_iter().enumerate() {
+            links.set_process(node, pid);
+        }
+    })?;
+    if !serves {
         return stage.finish();
     }
     let nodes = stage.processes.admin();
