@@ -131,6 +131,7 @@ impl Core {
         machine: StateMachine,
     ) -> Result<Self, String> {
         let config = config(cluster, timers).validate().map_err(|error| error.to_string())?;
+        log.lead_no_more(id);
         let raft = openraft::Raft::new(id, Arc::new(config), links, log, machine)
             .await
             .map_err(|error| error.to_string())?;
