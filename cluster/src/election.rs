@@ -123,7 +123,7 @@ impl Election {
     async fn supervise(&self) {
         let mut roles = self.core.roles();
         loop {
-            let leads = roles.leading().is_some();
+            let leads = roles.is_leader();
             if leads || !roles.membership().is_voter(self.id) {
                 if !roles.changed().await {
                     return;
