@@ -37,6 +37,9 @@ const QUESTION_TIMEOUT: Duration = Duration::from_millis(150);
 const AGAIN_MIN: Duration = Duration::from_millis(40);
 const AGAIN_MAX: Duration = Duration::from_millis(160);
 
+/// How long a campaign may take: the votes' own deadline.
+const CAMPAIGN: Duration = Duration::from_millis(300);
+
 /// For how long whoever would vote for another holds its own campaign back.
 const HOLD_BACK: Duration = Duration::from_millis(250);
 
@@ -120,7 +123,7 @@ impl Election {
     async fn supervise(&self) {
         let mut roles = self.core.roles();
         loop {
-            let leads = roles.leading().is_some();
+            let leads = roles.is_leader();
             if leads || !roles.membership().is_voter(self.id) {
                 if !roles.changed().await {
                     return;
@@ -150,12 +153,22 @@ impl Election {
             if self.ask(&membership).await && Instant::now() >= self.heard.due(self.timers.election_max) {
                 tracing::info!(term = roles.term() + 1, "no leader is heard, this node campaigns");
                 self.core.elect().await;
+                self.decided(&mut roles).await;
             }
-            tokio::select! {
-                () = tokio::time::sleep(between(AGAIN_MIN, AGAIN_MAX)) => {}
-                _ = roles.changed() => {}
-            }
+            tokio::time::sleep(between(AGAIN_MIN, AGAIN_MAX)).await;
         }
+    }
+
+    /// Waits for what a campaign comes to: this node leads, another does, or nobody in time. Its own new term
+    /// is a change of its role as well: to begin again on that would throw away the votes under way.
+    async fn decided(&self, roles: &mut crate::raft::Roles) {
+        let began = Instant::now();
+        let decided = async {
+            while roles.leading().is_none() && self.heard.silence() > began.elapsed() && roles.changed().await
+            {
+            }
+        };
+        let _ = tokio::time::timeout(CAMPAIGN, decided).await;
     }
 
     /// Whether a majority would vote for this node.

@@ -20,6 +20,9 @@ use crate::{
     state::{Command, Heartbeat, NewNode, TICK_PERIOD},
 };
 
+/// How often a leader that no majority hears looks whether one does again.
+const SILENCE_PERIOD: Duration = Duration::from_millis(50);
+
 /// Instances whose beat waits for the next tick; beyond, a forwarder is told to come again.
 const INBOX_MAX: usize = 500_000;
 
@@ -116,8 +119,12 @@ impl Duties {
                 // They were sent to a leader that is none any more; who sent them sends newer ones.
                 self.inbox.take();
             }
-            if roles.leading().is_none() && !roles.changed().await {
-                return;
+            if roles.leading().is_none() {
+                tokio::select! {
+                    changed = roles.changed() => if !changed { return },
+                    // A majority that hears this node again is no change of roles.
+                    () = tokio::time::sleep(SILENCE_PERIOD), if roles.is_leader() => {}
+                }
             }
         }
     }

@@ -9,7 +9,6 @@
 use std::{
     cell::Cell,
     io,
-    net::SocketAddr,
     pin::Pin,
     rc::Rc,
     sync::{
@@ -20,9 +19,10 @@ use std::{
     time::Instant,
 };
 
+use http::{HeaderName, HeaderValue};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, ToSocketAddrs};
 
 use super::{
     stream::{EndpointStream, Task},
@@ -42,6 +42,8 @@ pub(super) struct Connection {
     flag_waker: Waker,
     /// Whether the endpoint sent anything since [`Connection::begin`].
     received: Rc<Cell<bool>>,
+    /// The fields of the request under way if it may be sent again; kept for its memory.
+    pub(super) saved: Vec<(HeaderName, HeaderValue)>,
     pub(super) reused: bool,
     pub(super) idle_since: Instant,
 }
@@ -63,7 +65,7 @@ impl Wake for Flag {
 
 impl Connection {
     /// Opens a connection.
-    pub(super) async fn open(address: SocketAddr) -> io::Result<Connection> {
+    pub(super) async fn open(address: impl ToSocketAddrs) -> io::Result<Connection> {
         let tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
         let task = Rc::new(Task::nobody());
@@ -79,6 +81,7 @@ impl Connection {
             flag_waker: Arc::clone(&flag).into(),
             flag,
             received,
+            saved: Vec::new(),
             reused: false,
             idle_since: Instant::now(),
         })
@@ -103,6 +106,7 @@ impl Connection {
     /// After a request, before it waits for the next one.
     pub(super) fn rest(&mut self) {
         self.task.set(Waker::noop());
+        self.saved.clear();
         self.reused = true;
         self.idle_since = Instant::now();
     }

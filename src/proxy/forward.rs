@@ -15,7 +15,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -104,8 +104,12 @@ async fn open(client: &Client, upstream: &LocalUpstream, pool: &Rc<Pool>) -> Res
 
 async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing) -> Attempt {
     let Some(connection) = lease.connection() else { return Attempt::Failed(ProxyError::ConnectFailed) };
-    let saved = (connection.reused && outgoing.method.is_idempotent()).then(|| Saved::of(&outgoing));
     let Outgoing { method, uri, headers, upload } = outgoing;
+    // Cheaper than a copy of the map, and seldom read.
+    let saved = (connection.reused && method.is_idempotent()).then(|| {
+        connection.saved.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        (method.clone(), uri.clone())
+    });
     let body = upload.as_ref().map_or_else(RequestBody::empty, |upload| upload.body(&connection.task));
     let mut request = Request::new(body);
     *request.method_mut() = method;
@@ -143,39 +147,19 @@ async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing) -> Attempt
     }
     if !connection.has_received()
         && upload.as_ref().is_none_or(|upload| upload.is_untouched())
-        && let Some(saved) = saved
+        && let Some((method, uri)) = saved
     {
-        return Attempt::Unsent(saved.restore(upload));
+        let mut headers = HeaderMap::with_capacity(connection.saved.len());
+        for (name, value) in connection.saved.drain(..) {
+            headers.append(name, value);
+        }
+        return Attempt::Unsent(Outgoing { method, uri, headers, upload });
     }
     Attempt::Failed(if error.error().is_parse() {
         ProxyError::UpstreamMalformed
     } else {
         ProxyError::UpstreamReset
     })
-}
-
-// === sending again ===
-
-/// What it takes to send a request again: cheaper than a copy of the header map, and seldom read.
-struct Saved {
-    method: Method,
-    uri: Uri,
-    headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl Saved {
-    fn of(outgoing: &Outgoing) -> Self {
-        let headers = outgoing.headers.iter().map(|(name, value)| (name.clone(), value.clone()));
-        Self { method: outgoing.method.clone(), uri: outgoing.uri.clone(), headers: headers.collect() }
-    }
-
-    fn restore(self, upload: Option<Rc<Upload>>) -> Outgoing {
-        let mut headers = HeaderMap::with_capacity(self.headers.len());
-        for (name, value) in self.headers {
-            headers.append(name, value);
-        }
-        Outgoing { method: self.method, uri: self.uri, headers, upload }
-    }
 }
 
 // === impl AnswerBody ===

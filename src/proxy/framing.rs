@@ -7,7 +7,7 @@
 //! Invariant: the cost is linear in the bytes, however they are cut into pieces. Neighbours: `stream` feeds it,
 //! `http` answers its refusals.
 
-use std::rc::Rc;
+use std::sync::Arc;
 
 use super::error::ProxyError;
 use crate::config::document::Limits;
@@ -19,7 +19,7 @@ pub(super) struct Framing {
     head: Head,
     /// A line of a head that has not ended yet.
     partial: Vec<u8>,
-    limits: Rc<Limits>,
+    limits: Arc<Limits>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +71,7 @@ const MALFORMED_CHUNK: ProxyError = ProxyError::Malformed("a chunk of the body i
 // === impl Framing ===
 
 impl Framing {
-    pub(super) fn new(limits: Rc<Limits>) -> Self {
+    pub(super) fn new(limits: Arc<Limits>) -> Self {
         Self { state: State::Head, head: Head::default(), partial: Vec::new(), limits }
     }
 
@@ -339,7 +339,7 @@ mod tests {
 
     fn framing() -> Framing {
         let limits = Limits { header_bytes: 500, headers: 5, uri_bytes: 100, ..Limits::default() };
-        Framing::new(Rc::new(limits))
+        Framing::new(Arc::new(limits))
     }
 
     /// Fed whole and byte by byte, a stream must end the same way.

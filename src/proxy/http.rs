@@ -12,6 +12,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::Poll,
     time::{Duration, Instant},
 };
@@ -35,7 +36,7 @@ use super::{
     listener::{ListenerState, Permit},
     route_match::{self, Found},
     stream::ClientStream,
-    table::Routing,
+    table::RoutingTable,
     upload::Upload,
     upstream::View,
     worker::Worker,
@@ -43,10 +44,10 @@ use super::{
 
 /// How long an idle connection is kept for a client's next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
-/// How much, and for how long, is read from a client that is being told to go away. Closing at once would reset
-/// the connection, and the reset overtakes the answer.
-const LINGER_BYTES: usize = 1 << 20;
+/// For how long what a client still sends is read after the last answer. Closing at once would reset the
+/// connection, and the reset overtakes the answer.
 const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BUFFER: usize = 16 << 10;
 /// hyper's smallest buffer; `framing` holds the document's own bound.
 const BUFFER_MIN: usize = 8 << 10;
 const BUFFER_MAX: usize = 400 << 10;
@@ -145,7 +146,7 @@ pub(super) async fn serve(
     peer: SocketAddr,
     permit: Permit,
 ) {
-    let limits = Rc::new((*worker.view().table.routing.limits).clone());
+    let limits = Arc::clone(&worker.view().table.routing.limits);
     let address = peer.ip().to_canonical();
     let client = Rc::new(Client {
         alarm: worker.alarms.add(),
@@ -161,7 +162,7 @@ pub(super) async fn serve(
         worker,
     });
     client.head_began();
-    let stream = ClientStream::new(tcp, Framing::new(Rc::clone(&limits)), Rc::clone(&client));
+    let stream = ClientStream::new(tcp, Framing::new(Arc::clone(&limits)), Rc::clone(&client));
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(limits.header_bytes.max(BUFFER_MIN).max(BUFFER_MAX));
     if limits.headers > FIELDS_WITHOUT_ALLOCATION {
@@ -219,14 +220,9 @@ async fn say_goodbye(client: &Client, mut tcp: TcpStream, refusal: Option<ProxyE
 async fn linger(mut tcp: TcpStream) {
     let discard = async {
         tcp.shutdown().await?;
-        let mut buffer = [0; 4096];
-        let mut left = LINGER_BYTES;
-        while left > 0 {
-            match tcp.read(&mut buffer).await? {
-                0 => break,
-                read => left = left.saturating_sub(read),
-            }
-        }
+        // Not an array: it would be part of every connection's task.
+        let mut buffer = vec![0; LINGER_BUFFER];
+        while tcp.read(&mut buffer).await? > 0 {}
         std::io::Result::Ok(())
     };
     // Whatever happens, the connection is closed next.
@@ -249,8 +245,10 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
     };
     let request_id = RequestId::of(&parts.headers, || client.worker.random());
     let exchange = exchange(&client, &view, parts, body, &request_id, &mut record);
+    let mut close = client.worker.is_draining();
     let mut response = match exchange.await {
         Ok(endpoint) => {
+            close |= endpoint.early;
             record.status = endpoint.response.status().as_u16();
             let (mut parts, incoming) = endpoint.response.into_parts();
             headers::prepare_answer(&mut parts.headers);
@@ -271,7 +269,7 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
             Response::from_parts(parts, AnswerBody::own(content, &client, record))
         }
     };
-    if client.worker.is_draining() {
+    if close {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
@@ -282,6 +280,8 @@ struct FromEndpoint {
     response: Response<Incoming>,
     lease: super::pool::Lease,
     idle: Duration,
+    /// It came before the request's end: what follows on the client's connection is not known to be a request.
+    early: bool,
 }
 
 async fn exchange(
@@ -295,7 +295,7 @@ async fn exchange(
     let routing = &*view.table.routing;
     let host = host_of(&parts)?;
     let uri = origin_form(&parts.method, &parts.uri)?;
-    let place = find_route(client, routing, host.as_ref(), uri.path(), &parts.method)?;
+    let place = find_route(client, &view.table, host.as_ref(), uri.path(), &parts.method)?;
     let route = &routing.routes[place];
     record.figures = Rc::clone(&view.figures[place]);
     let bytes_max = routing.limits.body_bytes;
@@ -317,21 +317,21 @@ async fn exchange(
     }
     let upload = (!body.is_end_stream())
         .then(|| Upload::new(body, Rc::clone(client), bytes_max, timeouts.idle, answer_within));
-    let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload };
+    let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
     let (response, lease) = forward(client, upstream, outgoing, record.started, answer_within).await?;
     client.alarm.set_ceiling(None);
-    Ok(FromEndpoint { response, lease, idle: timeouts.idle })
+    let early = upload.is_some_and(|upload| !upload.has_ended());
+    Ok(FromEndpoint { response, lease, idle: timeouts.idle, early })
 }
 
 fn find_route(
     client: &Client,
-    routing: &Routing,
+    table: &RoutingTable,
     host: Option<&HeaderValue>,
     path: &str,
     method: &Method,
 ) -> Result<usize, ProxyError> {
-    let listener = client.listener.name.borrow();
-    let index = routing.indexes.get(&**listener).ok_or(ProxyError::NoRoute)?;
+    let index = table.index(client.listener.id).ok_or(ProxyError::NoRoute)?;
     let host = host.and_then(|host| host.to_str().ok()).map_or("", without_port);
     match index.find(host, path, method) {
         Found::Route(place) => Ok(place),

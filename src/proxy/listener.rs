@@ -36,7 +36,9 @@ const OUT_OF_DESCRIPTORS_REST: Duration = Duration::from_millis(100);
 /// A listener as its connections know it.
 #[derive(Debug)]
 pub(super) struct ListenerState {
-    /// The name in the document in force.
+    /// What tables know it by.
+    pub(super) id: u64,
+    /// The name in the document in force, for the metrics.
     pub(super) name: RefCell<Arc<str>>,
     /// Its port, as endpoints are told.
     pub(super) port: HeaderValue,
@@ -82,8 +84,9 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
 // === impl ListenerState ===
 
 impl ListenerState {
-    pub(super) fn new(name: Arc<str>, address: SocketAddr) -> Rc<Self> {
+    pub(super) fn new(id: u64, name: Arc<str>, address: SocketAddr) -> Rc<Self> {
         Rc::new(Self {
+            id,
             name: RefCell::new(name),
             port: HeaderValue::from(address.port()),
             accepted: Cell::new(0),

@@ -138,15 +138,15 @@ impl Proxy {
 
     /// Puts a table into force: new listeners are opened on every worker or none, then the table is swapped,
     /// then listeners that it no longer has are closed. A listener that changed only its name stays open.
-    pub async fn publish(&self, table: RoutingTable) -> Result<(), PublishError> {
+    pub async fn publish(&self, mut table: RoutingTable) -> Result<(), PublishError> {
         let _one_at_a_time = self.publishing.lock().await;
         if self.is_draining() {
+            table.serve(self.open_listeners().iter().map(|listener| (listener.id, &*listener.name)));
             self.shared.table.store(Arc::new(table));
             return Ok(());
         }
         let mut plan = self.plan(&table)?;
-        // A name that moved to another address must not meet the old table under its new name for long: the
-        // swap and the renaming follow each other at once.
+        table.serve(plan.next.iter().map(|listener| (listener.id, &*listener.name)));
         self.shared.table.store(Arc::new(table));
         for (number, worker) in self.workers.iter().enumerate() {
             let new = plan.new.iter_mut().filter_map(|(listener, sockets)| {

@@ -1,8 +1,10 @@
 //! Connections to one endpoint, as one worker keeps them.
 //!
 //! Job: lend a connection, an idle one first (the latest used, so that the rest may age), else a new one, else a
-//! place in a queue. Invariants: at most `max_connections` exist; a connection that the endpoint closed is not
-//! lent; everything here belongs to one thread. Neighbours: `upstream` owns one per endpoint, `connection` is
+//! place in a queue. More than `max_idle` may be idle for a moment: a busy worker gives back and takes out in
+//! bursts, and closing at once what the next burst needs would open and close connections all the time.
+//! Invariants: at most `max_connections` exist; a connection that the endpoint closed is not lent; everything
+//! here belongs to one thread. Neighbours: `upstream` owns one per endpoint, `connection` is
 //! what is lent, `forward` borrows.
 
 use std::{
@@ -22,6 +24,9 @@ use crate::config::document::Pool as Bounds;
 
 /// Requests that may wait for a connection to one endpoint; one more is told 503.
 const WAITERS_MAX: usize = 1024;
+/// How long idle connections beyond `max_idle` are kept: those that no burst of the last second needed are
+/// closed.
+const SURPLUS_KEPT: Duration = Duration::from_secs(1);
 
 /// One endpoint's connections.
 #[derive(Debug)]
@@ -42,7 +47,8 @@ pub(super) struct Pool {
 pub(super) struct Lease {
     connection: Option<Box<Connection>>,
     pool: Rc<Pool>,
-    max_idle: usize,
+    /// Whether the service wants connections to carry more than one request.
+    reusable: bool,
     /// The place has gone on with its connection.
     passed_on: bool,
 }
@@ -71,9 +77,9 @@ impl Pool {
         loop {
             let mut connection = self.idle.borrow_mut().pop()?;
             if connection.is_usable() {
-                return Some(Lease::new(self, Some(connection), bounds.max_idle));
+                return Some(Lease::new(self, Some(connection), bounds.max_idle > 0));
             }
-            drop(Lease::new(self, None, bounds.max_idle));
+            drop(Lease::new(self, None, bounds.max_idle > 0));
         }
     }
 
@@ -82,14 +88,14 @@ impl Pool {
     pub(super) async fn lease(self: &Rc<Self>, bounds: &Bounds) -> Result<Lease, ProxyError> {
         if self.open.get() < bounds.max_connections {
             self.open.set(self.open.get() + 1);
-            return Ok(Lease::new(self, None, bounds.max_idle));
+            return Ok(Lease::new(self, None, bounds.max_idle > 0));
         }
         let oldest = {
             let mut idle = self.idle.borrow_mut();
             (!idle.is_empty()).then(|| idle.remove(0))
         };
         if oldest.is_some() {
-            return Ok(Lease::new(self, None, bounds.max_idle));
+            return Ok(Lease::new(self, None, bounds.max_idle > 0));
         }
         if self.waiters.borrow().len() >= WAITERS_MAX {
             return Err(ProxyError::PoolOverload);
@@ -108,13 +114,19 @@ impl Pool {
         .await
     }
 
-    /// Closes idle connections that the endpoint closed or nobody used for `idle_timeout`.
-    pub(super) fn sweep(&self, idle_timeout: Duration, now: Instant) {
-        let before = self.idle.borrow().len();
-        self.idle.borrow_mut().retain_mut(|connection| {
-            now.saturating_duration_since(connection.idle_since) < idle_timeout && connection.is_usable()
+    /// Closes idle connections that the endpoint closed, that nobody used for `idle_timeout`, or that are
+    /// beyond `max_idle` and of no use lately.
+    pub(super) fn sweep(&self, bounds: &Bounds, now: Instant) {
+        let mut idle = self.idle.borrow_mut();
+        let before = idle.len();
+        // The longest idle come first.
+        let mut surplus = before.saturating_sub(bounds.max_idle);
+        idle.retain_mut(|connection| {
+            let kept = if surplus > 0 { SURPLUS_KEPT.min(bounds.idle_timeout) } else { bounds.idle_timeout };
+            surplus = surplus.saturating_sub(1);
+            now.saturating_duration_since(connection.idle_since) < kept && connection.is_usable()
         });
-        self.open.set(self.open.get() - (before - self.idle.borrow().len()));
+        self.open.set(self.open.get() - (before - idle.len()));
     }
 
     /// Connections in use and idle ones.
@@ -127,10 +139,10 @@ impl Pool {
     fn hand_over(
         self: &Rc<Self>,
         connection: Option<Box<Connection>>,
-        max_idle: usize,
+        reusable: bool,
     ) -> Result<(), Option<Box<Connection>>> {
         let Some(waiter) = self.waiters.borrow_mut().pop_front() else { return Err(connection) };
-        *waiter.lease.borrow_mut() = Some(Lease::new(self, connection, max_idle));
+        *waiter.lease.borrow_mut() = Some(Lease::new(self, connection, reusable));
         waiter.waker.borrow().wake_by_ref();
         Ok(())
     }
@@ -139,8 +151,8 @@ impl Pool {
 // === impl Lease ===
 
 impl Lease {
-    fn new(pool: &Rc<Pool>, connection: Option<Box<Connection>>, max_idle: usize) -> Self {
-        Self { connection, pool: Rc::clone(pool), max_idle, passed_on: false }
+    fn new(pool: &Rc<Pool>, connection: Option<Box<Connection>>, reusable: bool) -> Self {
+        Self { connection, pool: Rc::clone(pool), reusable, passed_on: false }
     }
 
     /// The connection, if there is one already.
@@ -150,30 +162,22 @@ impl Lease {
 
     /// Opens a connection for this lease; the caller minds the time.
     pub(super) async fn connect(&mut self) -> Result<(), ProxyError> {
-        let address = match self.pool.target.location {
-            Location::Address(address) => address,
-            Location::Name => tokio::net::lookup_host(&*self.pool.target.address)
-                .await
-                .ok()
-                .and_then(|mut addresses| addresses.next())
-                .ok_or(ProxyError::ConnectFailed)?,
+        let target = &self.pool.target;
+        let connection = match target.location {
+            Location::Address(address) => Connection::open(address).await,
+            // Each of the name's addresses is tried in turn.
+            Location::Name => Connection::open(&*target.address).await,
         };
-        let connection = Connection::open(address).await.map_err(|_| ProxyError::ConnectFailed)?;
-        self.connection = Some(Box::new(connection));
+        self.connection = Some(Box::new(connection.map_err(|_| ProxyError::ConnectFailed)?));
         Ok(())
     }
 
     /// Gives the connection back for the next request.
     pub(super) fn give_back(mut self) {
-        let Some(mut connection) = self.connection.take() else { return };
+        let Some(mut connection) = self.connection.take_if(|_| self.reusable) else { return };
         connection.rest();
-        let pool = Rc::clone(&self.pool);
-        match pool.hand_over(Some(connection), self.max_idle) {
-            Ok(()) => {}
-            Err(Some(connection)) if pool.idle.borrow().len() < self.max_idle => {
-                pool.idle.borrow_mut().push(connection);
-            }
-            Err(_) => return,
+        if let Err(Some(connection)) = self.pool.hand_over(Some(connection), self.reusable) {
+            self.pool.idle.borrow_mut().push(connection);
         }
         self.passed_on = true;
     }
@@ -185,7 +189,7 @@ impl Drop for Lease {
         if self.passed_on {
             return;
         }
-        if self.pool.hand_over(None, self.max_idle).is_err() {
+        if self.pool.hand_over(None, self.reusable).is_err() {
             self.pool.open.set(self.pool.open.get() - 1);
         }
     }

@@ -39,6 +39,9 @@ pub(super) struct EndpointStream {
     tcp: TcpStream,
     task: Rc<Task>,
     received: Rc<Cell<bool>>,
+    /// The endpoint takes no more. What it said before that is still to be read, often why it takes no more, so
+    /// the error is left to reading: writing waits.
+    deaf: bool,
 }
 
 /// The task that an endpoint's connection works for: another one for each request.
@@ -164,7 +167,17 @@ impl ClientStream {
 impl EndpointStream {
     /// `received` is set when the endpoint sends anything.
     pub(super) fn new(tcp: TcpStream, task: Rc<Task>, received: Rc<Cell<bool>>) -> Self {
-        Self { tcp, task, received }
+        Self { tcp, task, received, deaf: false }
+    }
+
+    fn or_deaf(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Err(_)) = written {
+            self.deaf = true;
+            // hyper has read before it wrote: it must look again.
+            self.task.waker().wake();
+            return Poll::Pending;
+        }
+        written
     }
 }
 
@@ -187,9 +200,13 @@ impl AsyncRead for EndpointStream {
 
 impl AsyncWrite for EndpointStream {
     fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.deaf {
+            return Poll::Pending;
+        }
         let this = &mut *self;
-        let waker = this.task.0.borrow();
-        Pin::new(&mut this.tcp).poll_write(&mut Context::from_waker(&waker), buf)
+        let written =
+            Pin::new(&mut this.tcp).poll_write(&mut Context::from_waker(&this.task.0.borrow()), buf);
+        this.or_deaf(written)
     }
 
     fn poll_write_vectored(
@@ -197,9 +214,12 @@ impl AsyncWrite for EndpointStream {
         _: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.deaf {
+            return Poll::Pending;
+        }
         let this = &mut *self;
-        let waker = this.task.0.borrow();
-        write_pieces(&mut this.tcp, &mut Context::from_waker(&waker), bufs)
+        let written = write_pieces(&mut this.tcp, &mut Context::from_waker(&this.task.0.borrow()), bufs);
+        this.or_deaf(written)
     }
 
     fn is_write_vectored(&self) -> bool {

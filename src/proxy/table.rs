@@ -27,6 +27,8 @@ pub struct RoutingTable {
     pub(super) routing: Arc<Routing>,
     /// Indexed by [`CompiledRoute::upstream`].
     pub(super) upstreams: Vec<Arc<Upstream>>,
+    /// By the number of the open listener: a listener takes its new name in the same swap as its routes.
+    indexes: Arc<HashMap<u64, Arc<RouteIndex>>>,
 }
 
 /// The part of a table that only a document changes.
@@ -34,7 +36,7 @@ pub struct RoutingTable {
 pub(super) struct Routing {
     pub(super) listeners: BTreeMap<String, Listener>,
     /// By listener name.
-    pub(super) indexes: HashMap<Box<str>, Arc<RouteIndex>>,
+    indexes: HashMap<Box<str>, Arc<RouteIndex>>,
     pub(super) routes: Vec<CompiledRoute>,
     pub(super) trusted_proxies: Vec<IpNetwork>,
     pub(super) limits: Arc<Limits>,
@@ -133,7 +135,7 @@ impl RoutingTable {
             upstreams.push(previous.carry_over(upstream));
         }
         let routing = Routing::new(document, services)?;
-        Ok(RoutingTable { version, routing: Arc::new(routing), upstreams })
+        Ok(RoutingTable { version, routing: Arc::new(routing), upstreams, indexes: Arc::default() })
     }
 
     /// The same table with other registered instances for one service; a service that no route uses
@@ -157,6 +159,17 @@ impl RoutingTable {
     #[must_use]
     pub fn version(&self) -> u64 {
         self.version
+    }
+
+    /// Says which open listeners, by number and name, the table serves.
+    pub(super) fn serve<'a>(&mut self, listeners: impl Iterator<Item = (u64, &'a str)>) {
+        let index = |(id, name)| Some((id, Arc::clone(self.routing.indexes.get(name)?)));
+        self.indexes = Arc::new(listeners.filter_map(index).collect());
+    }
+
+    /// The routes of an open listener.
+    pub(super) fn index(&self, listener: u64) -> Option<&RouteIndex> {
+        self.indexes.get(&listener).map(|index| &**index)
     }
 
     fn carry_over(&self, upstream: Upstream) -> Arc<Upstream> {

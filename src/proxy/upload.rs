@@ -106,6 +106,11 @@ impl Upload {
         !self.begun.get()
     }
 
+    /// Whether the client has sent all of it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.get()
+    }
+
     /// Whether the client is what everyone waits for.
     pub(super) fn waits_for_client(&self) -> bool {
         self.waits.get()
@@ -142,7 +147,7 @@ impl Upload {
             }
             self.client.worker.figures.request_bytes.add(data.len() as u64);
         }
-        self.ended.set(self.incoming.borrow().is_end_stream());
+        self.ended.set(frame.is_trailers() || self.incoming.borrow().is_end_stream());
         let time = if self.ended.get() { self.answer } else { self.idle };
         alarm.set(self.client.worker.alarms.soon() + time);
         Poll::Ready(Some(Ok(frame)))

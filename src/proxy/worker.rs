@@ -236,7 +236,7 @@ impl Worker {
             // The other workers' sockets share the port.
             Err(error) => return tracing::error!(listener = %name, %error, "a worker cannot accept"),
         };
-        let state = ListenerState::new(name, address);
+        let state = ListenerState::new(id, name, address);
         let (stop, stopped) = oneshot::channel();
         let accept = listener::accept(Rc::clone(self), Rc::clone(&state), socket, stopped);
         tokio::task::spawn_local(accept);
@@ -260,7 +260,7 @@ impl Worker {
         let now = Instant::now();
         for upstream in &self.view().upstreams {
             for pool in &upstream.pools {
-                pool.sweep(upstream.plan.pool.idle_timeout, now);
+                pool.sweep(&upstream.plan.pool, now);
             }
         }
         self.listeners

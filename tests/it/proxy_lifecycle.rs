@@ -15,7 +15,10 @@ use gogate::{
     proxy::RoutingTable,
 };
 
-use crate::upstream::{Gateway, PATIENCE, Peer, Upstream, document, eventually, route};
+use crate::{
+    harness::{TestCluster, TestService, free_address},
+    upstream::{Gateway, PATIENCE, Peer, Upstream, document, eventually, route},
+};
 
 #[test]
 fn a_reload_under_load_drops_nothing() {
@@ -166,6 +169,110 @@ fn a_drain_lets_a_slow_request_finish_and_takes_no_new_one() {
     assert_eq!((answer.text().as_str(), answer.field("connection")), ("ok", Some("close")));
     assert!(slow.is_closed());
     gateway.runtime.block_on(async { tokio::time::timeout(PATIENCE, drained).await }).unwrap().unwrap();
+}
+
+#[test]
+fn a_listener_that_changes_its_name_only_never_stops_accepting() {
+    let upstream = Upstream::echo();
+    let address = free_address();
+    let mut documents = ["web", "front"].map(|name| {
+        let mut document = document(&[upstream.address]);
+        document.listeners = [(name.to_owned(), Listener { address })].into();
+        document.routes[0].listeners = vec![name.to_owned()];
+        document
+    });
+    let gateway = Gateway::start(&documents[0]);
+    let mut kept = gateway.client();
+    let (stop, connected) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                // Refused or reset while the listener is away.
+                let answer = Peer::connect(address).get("/");
+                // 404 where the old name meets the new table.
+                assert_eq!(answer.status(), 200, "{answer:?}");
+                connected.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        for _ in 0..20 {
+            documents.reverse();
+            let before = connected.load(Ordering::SeqCst);
+            gateway.publish(&documents[0]);
+            assert_eq!(gateway.proxy.addresses().into_values().collect::<Vec<_>>(), [address]);
+            assert_eq!(kept.get("/").status(), 200, "the new name is known when a publication returns");
+            eventually("connections go on", || {
+                let now = connected.load(Ordering::SeqCst);
+                if now > before { Ok(()) } else { Err(now.to_string()) }
+            });
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+}
+
+#[test]
+fn a_listener_may_have_an_ipv6_address() {
+    if let Err(error) = TcpListener::bind("[::1]:0") {
+        return eprintln!("SKIPPED: this machine has no IPv6 loopback: {error}");
+    }
+    let upstream = Upstream::echo();
+    let mut document = document(&[upstream.address]);
+    document.listeners.insert("web".to_owned(), Listener { address: "[::1]:0".parse().unwrap() });
+    let gateway = Gateway::start(&document);
+    assert!(gateway.address().is_ipv6());
+    let answer = gateway.client().get("/");
+    assert!(answer.text().contains("x-forwarded-for: ::1\n"), "{answer:?}");
+}
+
+#[test]
+fn what_is_under_way_at_the_drain_deadline_is_cut() {
+    let upstream = Upstream::start(|mut peer| {
+        peer.request();
+        peer.is_closed();
+    });
+    let gateway = Gateway::start_draining(Duration::from_millis(200), &document(&[upstream.address]));
+    let mut slow = gateway.client();
+    slow.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    gateway.await_metric("gogate_upstream_connections{service=\"service\",state=\"active\"} 1");
+    let started = Instant::now();
+    let drained = async { tokio::time::timeout(PATIENCE, gateway.proxy.drain()).await };
+    gateway.runtime.block_on(drained).expect("the deadline ends the drain");
+    assert!(started.elapsed() >= Duration::from_millis(200), "not before the deadline");
+    assert!(slow.is_closed());
+}
+
+#[test]
+fn a_process_out_of_descriptors_goes_on_when_it_has_some_again() {
+    let service = TestService::start("service");
+    let mut cluster = TestCluster::prepare(1);
+    cluster.start_node(0);
+    cluster.wait_until_ready();
+    let address = service.address;
+    cluster.apply(
+        0,
+        &format!(
+            "listeners: {{ web: {{ address: \"127.0.0.1:0\" }} }}\n\
+             services: {{ a: {{ endpoints: [{{ address: \"{address}\" }}] }} }}\n\
+             routes: [{{ name: all, service: a }}]\n"
+        ),
+    );
+    let web = cluster.web(0);
+    assert_eq!(Peer::connect(web).get("/").status(), 200);
+    cluster.limit_descriptors(0, 0);
+    // They are queued by the kernel; the worker cannot take them.
+    let mut waiting: Vec<Peer> = (0..8).map(|_| Peer::connect(web)).collect();
+    let log = || std::fs::read_to_string(cluster.dir.path().join("n1.log")).unwrap();
+    let rests = || log().matches("cannot accept").count();
+    let (started, before) = (Instant::now(), rests());
+    eventually("it has tried several times", || match rests() - before {
+        0..=3 => Err(log()),
+        _ => Ok(()),
+    });
+    let tenths = started.elapsed().as_millis() as usize / 100;
+    assert!(rests() - before <= tenths + 2, "it rests between the tries");
+    cluster.limit_descriptors(0, 1024);
+    for client in &mut waiting {
+        assert_eq!(client.get("/").status(), 200);
+    }
 }
 
 #[test]

@@ -148,6 +148,11 @@ impl Peer {
         self.message(false, true)
     }
 
+    /// Reads the head of a request and not its body.
+    pub fn head(&mut self) {
+        while self.line().is_some_and(|line| !line.is_empty()) {}
+    }
+
     /// Whether the other side has closed.
     pub fn is_closed(&mut self) -> bool {
         match self.0.read(&mut [0]) {
@@ -232,9 +237,23 @@ impl Gateway {
     }
 
     pub fn start_with(workers: usize, drain_wait: Duration, document: &Document) -> Gateway {
+        Gateway::start_config(workers, drain_wait, PATIENCE, document)
+    }
+
+    /// One worker whose drain takes no longer than this.
+    pub fn start_draining(drain_deadline: Duration, document: &Document) -> Gateway {
+        Gateway::start_config(1, Duration::ZERO, drain_deadline, document)
+    }
+
+    fn start_config(
+        workers: usize,
+        drain_wait: Duration,
+        drain_deadline: Duration,
+        document: &Document,
+    ) -> Gateway {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let config = ProxyConfig { workers, bind: BTreeMap::new(), drain_wait, drain_deadline: PATIENCE };
+        let config = ProxyConfig { workers, bind: BTreeMap::new(), drain_wait, drain_deadline };
         let gateway = Gateway { proxy: Arc::new(Proxy::start(config).unwrap()), runtime };
         gateway.publish(document);
         gateway

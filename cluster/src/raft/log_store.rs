@@ -116,6 +116,17 @@ impl RaftLog {
         Ok((Self { shared, writer }, thread))
     }
 
+    /// A node that led when it ended starts as a follower, like any (Raft paper, 5.2): it has voted in that term
+    /// and no more. The library would let it lead on at once, with the first entry of the term for the one that
+    /// a linearizable read has to wait for, and the hint of what is committed is older than what was
+    /// acknowledged: such a read misses the newest writes. Only in memory: the next vote is for a higher term.
+    pub(crate) fn lead_no_more(&self, id: NodeId) {
+        let mut tail = self.shared.tail();
+        if let Some(vote) = tail.vote.as_mut().filter(|vote| vote.leader_id.node_id == id) {
+            vote.committed = false;
+        }
+    }
+
     async fn write(&self, write: Write) -> Result<(), Failure> {
         self.writer.send(write).await.map_err(|_| convert::cannot_write(&gone()))
     }

@@ -26,7 +26,7 @@ use bytes::Bytes;
 use openraft::{
     ChangeMembers, Config, ServerState, SnapshotPolicy,
     error::{ClientWriteError, RaftError},
-    metrics::{RaftMetrics, RaftServerMetrics},
+    metrics::{RaftDataMetrics, RaftMetrics, RaftServerMetrics},
 };
 use tokio::sync::watch;
 
@@ -85,6 +85,7 @@ pub(crate) struct Core {
 pub(crate) struct Roles {
     id: NodeId,
     metrics: watch::Receiver<RaftServerMetrics<NodeId, NodeRecord>>,
+    data: watch::Receiver<RaftDataMetrics<NodeId>>,
 }
 
 /// Who takes part.
@@ -109,6 +110,10 @@ pub(crate) struct Progress {
 /// Log entries kept behind a snapshot: a node that was away for less is caught up without one.
 const SNAPSHOT_ENTRIES_DEFAULT: u64 = 50_000;
 
+/// A leader that no majority has answered for so long leads nobody: it takes in no writes, which it could not
+/// commit, and no heartbeats. Longer than any election, so that it does not refuse while all is well.
+const MAJORITY_SILENT_MS_MAX: u64 = 1000;
+
 /// Entries of one AppendEntries; `log_store` bounds their bytes.
 const APPEND_ENTRIES_MAX: u64 = 256;
 
@@ -131,6 +136,7 @@ impl Core {
         machine: StateMachine,
     ) -> Result<Self, String> {
         let config = config(cluster, timers).validate().map_err(|error| error.to_string())?;
+        log.lead_no_more(id);
         let raft = openraft::Raft::new(id, Arc::new(config), links, log, machine)
             .await
             .map_err(|error| error.to_string())?;
@@ -166,7 +172,7 @@ impl Core {
     }
 
     pub(crate) fn roles(&self) -> Roles {
-        Roles { id: self.id, metrics: self.raft.server_metrics() }
+        Roles { id: self.id, metrics: self.raft.server_metrics(), data: self.raft.data_metrics() }
     }
 
     /// The index that a read begun now must see applied; confirmed with a majority.
@@ -294,16 +300,26 @@ impl fmt::Debug for Core {
 // === impl Roles ===
 
 impl Roles {
-    /// The leader that this node last heard of; it may be dead.
+    /// The leader that this node last heard of; it may be dead. Not this node, unless a majority hears it.
     pub(crate) fn leader(&self) -> Option<NodeId> {
-        self.metrics.borrow().current_leader.filter(|_| self.core_runs())
+        let leader = self.metrics.borrow().current_leader.filter(|_| self.core_runs())?;
+        (leader != self.id || self.leading().is_some()).then_some(leader)
     }
 
-    /// The term in which this node leads.
+    /// The term in which this node leads and a majority hears it: the library's own leader goes on taking what
+    /// it cannot commit.
     pub(crate) fn leading(&self) -> Option<u64> {
+        if !self.is_leader() {
+            return None;
+        }
+        let silent_ms = self.data.borrow().millis_since_quorum_ack;
+        silent_ms.is_none_or(|silent_ms| silent_ms < MAJORITY_SILENT_MS_MAX).then(|| self.term())
+    }
+
+    /// Whether this node leads by its own account, heard by a majority or not.
+    pub(crate) fn is_leader(&self) -> bool {
         let metrics = self.metrics.borrow();
-        let leads = metrics.current_leader == Some(self.id) && metrics.state == ServerState::Leader;
-        (leads && self.core_runs()).then_some(metrics.vote.leader_id.term)
+        metrics.current_leader == Some(self.id) && metrics.state == ServerState::Leader && self.core_runs()
     }
 
     /// What the core last told would stand for ever once it has ended.
@@ -324,7 +340,7 @@ impl Roles {
         }
     }
 
-    /// Waits for something to change; false: the core has ended.
+    /// Waits for something to change, but for a majority's silence; false: the core has ended.
     pub(crate) async fn changed(&mut self) -> bool {
         self.metrics.changed().await.is_ok()
     }

@@ -194,6 +194,9 @@ async fn a_write_on_an_isolated_leader_is_unknown_in_time() {
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     assert!(answers.iter().all(|answer| answer.is_err()), "{answers:?}");
     assert!(answers.iter().any(|answer| matches!(answer, Err(ProposeError::Unknown { .. }))), "{answers:?}");
+    eventually("it knows that nobody hears it", || alone.status().leader.is_none().then_some(())).await;
+    let answer = alone.propose(Command::Deregister { id: "a".into() }, Duration::from_millis(400)).await;
+    assert!(matches!(answer, Err(ProposeError::NotDone { .. })), "{answer:?}");
     alone.shutdown().await;
 }
 

@@ -27,6 +27,7 @@ struct Life<'a> {
 /// What one node said at the end.
 struct FinalRead<'a> {
     operation: &'a Operation,
+    index: u64,
     instances: &'a BTreeMap<String, String>,
 }
 
@@ -166,7 +167,8 @@ fn disagreement(id: &str, life: &Life<'_>, reads: &[FinalRead<'_>], judgement: &
     judgement.violation("nodes disagree at the end", text, operations);
 }
 
-/// The last read of every node, of both kinds. One that is missing is a doubt.
+/// The last read of every node, of both kinds. One that is missing is a doubt. One that may be stale, and is,
+/// tells of a node that is behind, not of a loss: it is not held against what was written.
 fn final_reads<'a>(
     operations: &'a [Operation],
     demands: &Demands,
@@ -174,10 +176,10 @@ fn final_reads<'a>(
 ) -> Vec<FinalRead<'a>> {
     let mut reads = BTreeMap::new();
     for operation in operations.iter().filter(|operation| operation.client == FINAL_CLIENT) {
-        if let (Call::List { stale }, Outcome::Ok { seen: Seen::Instances { instances, .. } }) =
+        if let (Call::List { stale }, Outcome::Ok { seen: Seen::Instances { index, instances } }) =
             (&operation.call, &operation.outcome)
         {
-            let read = FinalRead { operation, instances };
+            let read = FinalRead { operation, index: *index, instances };
             reads.insert((&*operation.node, *stale), read);
         }
     }
@@ -188,6 +190,16 @@ fn final_reads<'a>(
             }
         }
     }
+    let newest = reads.iter().filter(|((_, stale), _)| !stale).map(|(_, read)| read.index).max();
+    reads.retain(|(node, stale), read| {
+        let Some(newest) = newest.filter(|newest| *stale && read.index < *newest) else {
+            // Without any that is not stale, nobody knows how old the others are.
+            return newest.is_some();
+        };
+        let text = format!("{node} ends at index {} and never heard of {newest}", read.index);
+        judgement.violation("a node is behind at the end", text, vec![read.operation]);
+        false
+    });
     reads.into_values().collect()
 }
 

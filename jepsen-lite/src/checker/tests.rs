@@ -170,6 +170,27 @@ fn a_registration_that_only_the_stale_read_lacks_is_found() {
 }
 
 #[test]
+fn a_stale_read_that_is_old_is_a_node_that_is_behind_and_no_loss() {
+    let mut history = History::default();
+    history.write(register("a", "1"), ok());
+    history.final_read("n1", &[("a", "1")]);
+    history.final_read("n2", &[("a", "1")]);
+    let old = Seen::Instances { index: 0, instances: BTreeMap::new() };
+    history.call(FINAL_CLIENT, "n2", Call::List { stale: true }, ok_seeing(old));
+    breaks(&history.judge(), "a node is behind at the end");
+}
+
+#[test]
+fn stale_reads_alone_prove_nothing() {
+    let mut history = History::default();
+    history.write(register("a", "1"), ok());
+    for node in ["n1", "n2"] {
+        history.call(FINAL_CLIENT, node, Call::List { stale: true }, ok_seeing(list(&[])));
+    }
+    assert_eq!(history.judge().verdict(), Verdict::Inconclusive);
+}
+
+#[test]
 fn a_removal_that_is_undone_is_found() {
     let mut history = History::default();
     history.write(register("a", "1"), ok());

@@ -129,6 +129,14 @@ impl TestCluster {
         self.nodes[node].process.as_ref().expect("it runs").signal(signal);
     }
 
+    /// Bounds the descriptors that a node may have open from now on.
+    pub fn limit_descriptors(&self, node: usize, count: u64) {
+        let process = self.nodes[node].process.as_ref().expect("it runs");
+        let process = rustix::process::Pid::from_child(&process.child);
+        let limit = rustix::process::Rlimit { current: Some(count), maximum: Some(1024) };
+        rustix::process::prlimit(Some(process), rustix::process::Resource::Nofile, limit).unwrap();
+    }
+
     /// Removes what a node keeps on disk.
     pub fn wipe(&mut self, node: usize) {
         assert!(self.nodes[node].process.is_none(), "it runs");
