@@ -142,7 +142,7 @@ pub(crate) async fn open_node(
 // === impl Parts ===
 
 impl Parts {
-    /// Starts the tasks; each ends when `stop` turns true.
+    /// Opens the door and starts the tasks; each ends when `stop` turns true.
     pub(crate) fn run(
         self,
         door: &Arc<Door>,
@@ -151,6 +151,8 @@ impl Parts {
         stop: &watch::Receiver<bool>,
     ) -> Arc<Node> {
         let Self { node, batcher, rounds, duties } = self;
+        // Before anything can be agreed on: without a node, the door tells what the disk held at the start.
+        door.open(node.clone());
         tasks.spawn(batcher.run(stop.clone()));
         tasks.spawn(rounds.run(stop.clone()));
         tasks.spawn(duties.run(stop.clone()));

@@ -316,7 +316,7 @@ impl Peer for Service {
         request: Request<v1::IdentifyRequest>,
     ) -> Result<Response<v1::IdentifyReply>, Status> {
         self.check_secret(request.metadata())?;
-        Ok(Response::new(self.door.identify().await))
+        Ok(Response::new(self.door.identify().await?))
     }
 
     async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<v1::AdoptReply>, Status> {
