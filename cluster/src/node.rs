@@ -97,9 +97,9 @@ pub(crate) async fn open_node(
 ) -> Result<(Parts, thread::JoinHandle<()>), StartError> {
     let id = door.identity().node;
     let (commit, fsync) = (Arc::new(Durations::default()), Arc::new(Durations::default()));
-    let (log, writer) = RaftLog::open(log, fsync.clone())?;
     let replica = Arc::new(Replica::new());
     let machine = StateMachine::open(replica.clone(), snapshots)?;
+    let (log, writer) = RaftLog::open(log, fsync.clone(), machine.covered())?;
     let core = Core::start(id, &facts.cluster_name, timers, links.clone(), log, machine)
         .await
         .map_err(|problem| StartError::Bootstrap { cluster: facts.cluster_name.clone(), problem })?;
