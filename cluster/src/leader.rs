@@ -209,8 +209,9 @@ impl Duties {
     async fn finish_change(&self, roles: &Roles) {
         let membership = roles.membership();
         if let [_, wanted] = membership.voters.as_slice() {
-            // Refused while somebody else is at it, which is as good.
-            let _ = self.core.change_voters(wanted.clone()).await;
+            // Refused while somebody else is at it, which is as good; without a quorum it would never end, and the
+            // ticks with it.
+            let _ = tokio::time::timeout(TICK_TIMEOUT, self.core.change_voters(wanted.clone())).await;
         }
     }
 }
