@@ -108,6 +108,9 @@ pub enum CliError {
     /// It may have been done, or may yet be: 3.
     #[error("outcome unknown: {0}")]
     Unknown(String),
+    /// It is written, but does not run everywhere yet: 3.
+    #[error("{0}")]
+    NotYet(String),
 }
 
 /// Runs the command that `args` name.
@@ -178,7 +181,7 @@ impl CliError {
         match self {
             Self::Failed(_) => ExitCode::from(1),
             Self::Usage(_) => ExitCode::from(2),
-            Self::Unknown(_) => ExitCode::from(3),
+            Self::Unknown(_) | Self::NotYet(_) => ExitCode::from(3),
         }
     }
 }

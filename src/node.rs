@@ -4,7 +4,7 @@
 //! |---|---|---|---|
 //! | proxy workers (threads of their own) | client connections, the routing table | upstream requests | after the drain, or with the process |
 //! | cluster (its own tasks) | peers, proposals | the replicated state, its changes | `Cluster::shutdown`; by itself only when its core stops, and then the process ends |
-//! | publish | `Cluster::changes` | the proxy's table, this node's report | aborted after the drain |
+//! | publish | `Cluster::changes` | the proxy's table, this node's report | aborted after the drain; if it ends before, as do those below, the process ends |
 //! | heartbeats | beats taken by the admin API | the leader's next tick | aborted after the drain |
 //! | reload | SIGHUP, the gateway file | proposals | aborted after the drain |
 //! | quorum | a linearizable read now and then | `caught_up`, log lines | aborted after the drain |
@@ -15,6 +15,7 @@
 //! stopped in the opposite order. Neighbours: `cli::serve` reads the node file and calls [`run`].
 
 use std::{
+    collections::HashMap,
     io,
     net::SocketAddr,
     sync::{Arc, OnceLock},
@@ -26,7 +27,7 @@ use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, watch},
-    task::JoinHandle,
+    task::{self, JoinSet},
 };
 use tracing::{error, info, warn};
 
@@ -78,6 +79,11 @@ pub enum NodeError {
     /// The runtime or the signals.
     #[error("the process cannot start: {0}")]
     Process(io::Error),
+    /// A task that lives as long as the node ended.
+    #[error(
+        "the {0} task has ended, which is a defect (a panic's message is above): the node cannot go on without it; start it again"
+    )]
+    TaskEnded(&'static str),
     /// The consensus core stopped.
     #[error("the consensus core has stopped: {0}; start the node again")]
     Stopped(String),
@@ -132,7 +138,7 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     // Served from here on: a node that waits for its peers is alive, and not ready.
     let context = Arc::new(OnceLock::new());
     let (stop, stopped) = watch::channel(false);
-    let admin = tokio::spawn(admin::serve(admin_listener, context.clone(), stopped));
+    let mut admin = tokio::spawn(admin::serve(admin_listener, context.clone(), stopped));
 
     let cluster_name =
         config.cluster.as_ref().map_or_else(|| config.name.clone(), |cluster| cluster.name.clone());
@@ -157,15 +163,17 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     let heartbeats = Arc::new(Heartbeats::new());
     let (caught_up, has_caught_up) = watch::channel(false);
     let publisher = Publisher::new(cluster.clone(), proxy.clone(), published.clone());
-    let mut tasks = vec![
-        tokio::spawn(publisher.run(cluster.changes())),
-        tokio::spawn(watch_quorum(cluster.clone(), caught_up)),
-        tokio::spawn({
-            let (heartbeats, cluster) = (heartbeats.clone(), cluster.clone());
-            async move { heartbeats.forward(&cluster).await }
-        }),
-    ];
-    tasks.extend(reload(&config, &cluster, &signals.hangup));
+    let mut tasks = Tasks::default();
+    tasks.spawn("publish", publisher.run(cluster.changes()));
+    tasks.spawn("quorum", watch_quorum(cluster.clone(), caught_up));
+    tasks.spawn("heartbeats", {
+        let (heartbeats, cluster) = (heartbeats.clone(), cluster.clone());
+        async move { heartbeats.forward(&cluster).await }
+    });
+    if let Some(file) = config.gateway_file.clone() {
+        let (cluster, name, hangup) = (cluster.clone(), config.name.clone(), signals.hangup.clone());
+        tasks.spawn("reload", Reload::new(cluster, name, file, config.gateway_watch, hangup).run());
+    }
     let _ = context.set(Context {
         cluster_name,
         node: config.name.clone(),
@@ -181,6 +189,8 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     let result = tokio::select! {
         () = signals.stop() => Ok(()),
         reason = cluster.stopped() => Err(NodeError::Stopped(reason)),
+        name = tasks.ended() => Err(NodeError::TaskEnded(name)),
+        _ = &mut admin => Err(NodeError::TaskEnded("admin")),
     };
     if result.is_ok() {
         info!(wait = ?config.drain_wait, deadline = ?config.drain_deadline, "draining; a second signal ends it at once");
@@ -189,12 +199,12 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
             () = signals.stop() => warn!("told to stop at once; open requests are cut"),
         }
     }
-    for task in &tasks {
-        task.abort();
-    }
+    tasks.running.abort_all();
     let _ = stop.send(true);
     let closing = async {
-        let _ = admin.await;
+        if !admin.is_finished() {
+            let _ = admin.await;
+        }
         cluster.shutdown().await;
     };
     tokio::select! {
@@ -236,18 +246,19 @@ fn cluster_config(
         learner: cluster.is_some_and(|cluster| cluster.role == Role::Learner),
         listener,
         advertise: config.peer_advertise.clone(),
-        admin: admin.to_string(),
+        admin: told_address(admin, &config.peer_advertise),
         secret: config.peer_secret.clone(),
         build: BUILD.to_owned(),
         timers: Timers::default(),
     }
 }
 
-fn reload(config: &NodeConfig, cluster: &Cluster, hangup: &Arc<Notify>) -> Option<JoinHandle<()>> {
-    let file = config.gateway_file.clone()?;
-    let reload =
-        Reload::new(cluster.clone(), config.name.clone(), file, config.gateway_watch, hangup.clone());
-    Some(tokio::spawn(reload.run()))
+/// Where others reach what listens at `listen`: on all addresses, it is where they reach this node's peer port.
+fn told_address(listen: SocketAddr, peer_advertise: &str) -> String {
+    match peer_advertise.rsplit_once(':') {
+        Some((host, _)) if listen.ip().is_unspecified() => format!("{host}:{}", listen.port()),
+        _ => listen.to_string(),
+    }
 }
 
 /// Learns when this node has caught up with its cluster, and says when there is no quorum (P1).
@@ -270,11 +281,36 @@ async fn watch_quorum(cluster: Cluster, caught_up: watch::Sender<bool>) {
     }
 }
 
+/// The tasks of this file's table that end only with the node.
+#[derive(Default)]
+struct Tasks {
+    running: JoinSet<()>,
+    names: HashMap<task::Id, &'static str>,
+}
+
 /// What the operating system asks of the process.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Arc<Notify>,
+}
+
+// === impl Tasks ===
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.names.insert(self.running.spawn(task).id(), name);
+    }
+
+    /// The name of the first one that ends, panicking or not.
+    async fn ended(&mut self) -> &'static str {
+        let id = match self.running.join_next_with_id().await {
+            None => return std::future::pending().await,
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => error.id(),
+        };
+        self.names.get(&id).copied().unwrap_or("control")
+    }
 }
 
 // === impl Signals ===
@@ -301,5 +337,28 @@ impl Signals {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_are_told_an_address_that_they_can_reach() {
+        let told = |listen: &str, advertise| told_address(listen.parse().unwrap(), advertise);
+        assert_eq!(told("0.0.0.0:7070", "n1:7170"), "n1:7070");
+        assert_eq!(told("[::]:7070", "[fd00::1]:7170"), "[fd00::1]:7070");
+        assert_eq!(told("10.0.0.9:7070", "n1:7170"), "10.0.0.9:7070");
+    }
+
+    #[tokio::test]
+    async fn a_task_that_ends_or_panics_is_named() {
+        let mut tasks = Tasks::default();
+        tasks.spawn("quorum", std::future::pending());
+        tasks.spawn("publish", async { panic!("a defect") });
+        assert_eq!(tasks.ended().await, "publish");
+        tasks.spawn("reload", async {});
+        assert_eq!(tasks.ended().await, "reload");
     }
 }

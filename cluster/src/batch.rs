@@ -44,8 +44,8 @@ pub(crate) const BATCH_COMMANDS_MAX: usize = 512;
 /// Bytes of one entry, unless a single command is larger.
 const BATCH_BYTES_MAX: usize = 1 << 20;
 
-/// One command: it must reach a follower within a heartbeat.
-const COMMAND_BYTES_MAX: usize = 4 << 20;
+/// Bytes of one command: it must reach a follower within a heartbeat.
+pub const COMMAND_BYTES_MAX: usize = 4 << 20;
 
 /// Batches on their way at once. An entry costs far more than a command (barriers on every node, one entry
 /// after the other), so few full entries are best: with 64 writers, one flight made 90 us of CPU a write on

@@ -24,6 +24,7 @@ mod raft;
 mod reads;
 mod status;
 
+pub use batch::COMMAND_BYTES_MAX;
 pub use figures::{BUCKETS, DurationTotals, Figures};
 pub use handle::{Changes, Cluster, ClusterConfig, ProposeError, ReadError, StartError, Timers};
 pub use status::{Member, MemberReport, Status};

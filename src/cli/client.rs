@@ -1,9 +1,17 @@
 //! The command line's HTTP client: one call, at the first node that takes it.
 //!
-//! Invariants: a call that may have changed something is never sent twice: the next node is tried only if
-//! this one did not get it, or said that nothing was written; what broke off in between is `Unknown`.
+//! Invariants: a call that may have changed something is never sent twice, unless twice changes no more than
+//! once: the next node is tried only if this one did not get it, or said that nothing was written; what broke
+//! off in between is `Unknown`. The node that answered last is asked first.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderName, Method, Request, StatusCode, header};
@@ -29,6 +37,9 @@ const ANSWER_MAX: usize = 256 << 20;
 pub(super) struct Client {
     nodes: Vec<String>,
     token: Option<String>,
+    answer_timeout: Duration,
+    /// The place of the node that answered last, which is asked first.
+    last: Arc<AtomicUsize>,
 }
 
 /// One call.
@@ -38,6 +49,8 @@ pub(super) struct Call {
     pub(super) path: String,
     pub(super) headers: Vec<(HeaderName, String)>,
     pub(super) body: Bytes,
+    /// Whether it may be sent again though a node may have got it: it changes nothing, or nothing more.
+    pub(super) repeatable: bool,
 }
 
 /// One answer, whatever its status.
@@ -58,6 +71,8 @@ enum Tried {
 
 #[derive(Deserialize)]
 struct Problem {
+    #[serde(default)]
+    r#type: String,
     #[serde(default)]
     detail: String,
     #[serde(default)]
@@ -90,7 +105,12 @@ impl Client {
         if nodes.is_empty() {
             return Err(CliError::Usage("--admin names no node: use http://HOST:PORT".into()));
         }
-        Ok(Self { nodes, token })
+        Ok(Self { nodes, token, answer_timeout: ANSWER_TIMEOUT, last: Arc::default() })
+    }
+
+    /// The same client, which waits no longer than `answer_timeout` for one node.
+    pub(super) fn with_timeout(&self, answer_timeout: Duration) -> Self {
+        Self { answer_timeout, ..self.clone() }
     }
 
     /// Sends a call; an answer that is an error becomes one.
@@ -103,14 +123,19 @@ impl Client {
     pub(super) async fn send(&self, call: &Call) -> Result<Reply, CliError> {
         let mut failures = Vec::new();
         let mut refusal = None;
-        for node in &self.nodes {
+        let first = self.last.load(Ordering::Relaxed);
+        let (before, after) = self.nodes.split_at(first);
+        for (place, node) in (first..).zip(after).chain((0..).zip(before)) {
             match self.attempt(node, call).await {
                 // It says that nothing was written: another one may have a quorum.
                 Tried::Answered(reply) if reply.status == StatusCode::SERVICE_UNAVAILABLE => {
                     refusal = Some(reply);
                 }
-                Tried::Answered(reply) => return Ok(reply),
-                Tried::BrokeOff(problem) if !call.method.is_safe() => {
+                Tried::Answered(reply) => {
+                    self.last.store(place, Ordering::Relaxed);
+                    return Ok(reply);
+                }
+                Tried::BrokeOff(problem) if !call.repeatable => {
                     return Err(CliError::Unknown(format!("http://{node} got the call, but {problem}")));
                 }
                 Tried::NotSent(problem) | Tried::BrokeOff(problem) => failures.push((node, problem)),
@@ -123,11 +148,14 @@ impl Client {
     }
 
     async fn attempt(&self, node: &str, call: &Call) -> Tried {
-        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(node)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Tried::NotSent(error.to_string()),
-            Err(_) => return Tried::NotSent("no connection within 2 s".into()),
-        };
+        let stream =
+            match tokio::time::timeout(CONNECT_TIMEOUT.min(self.answer_timeout), TcpStream::connect(node))
+                .await
+            {
+                Ok(Ok(stream)) => stream,
+                Ok(Err(error)) => return Tried::NotSent(error.to_string()),
+                Err(_) => return Tried::NotSent("no connection in time".into()),
+            };
         let (mut sender, connection) = match http1::handshake(TokioIo::new(stream)).await {
             Ok(parts) => parts,
             Err(error) => return Tried::NotSent(error.to_string()),
@@ -154,10 +182,10 @@ impl Client {
                 }
             }
         };
-        match tokio::time::timeout(ANSWER_TIMEOUT, driven).await {
+        match tokio::time::timeout(self.answer_timeout, driven).await {
             Ok(Ok(reply)) => Tried::Answered(reply),
             Ok(Err(error)) => Tried::BrokeOff(format!("the connection broke off: {error}")),
-            Err(_) => Tried::BrokeOff(format!("it did not answer within {} s", ANSWER_TIMEOUT.as_secs())),
+            Err(_) => Tried::BrokeOff(format!("it did not answer within {:?}", self.answer_timeout)),
         }
     }
 
@@ -189,12 +217,18 @@ fn unreachable(failures: &[(&String, String)]) -> String {
 impl Call {
     /// A call without a body.
     pub(super) fn new(method: Method, path: impl Into<String>) -> Self {
-        Self { method, path: path.into(), headers: Vec::new(), body: Bytes::new() }
+        let repeatable = method.is_safe();
+        Self { method, path: path.into(), headers: Vec::new(), body: Bytes::new(), repeatable }
     }
 
     /// A read.
     pub(super) fn get(path: impl Into<String>) -> Self {
         Self::new(Method::GET, path)
+    }
+
+    /// The same, which may be sent twice.
+    pub(super) fn repeatable(self) -> Self {
+        Self { repeatable: true, ..self }
     }
 
     /// The same with a body in JSON.
@@ -224,7 +258,9 @@ impl Reply {
             }
         };
         let said = problem.to_string();
-        if self.status == StatusCode::GATEWAY_TIMEOUT {
+        if problem.r#type.ends_with(":not-yet") {
+            CliError::NotYet(said)
+        } else if self.status == StatusCode::GATEWAY_TIMEOUT {
             CliError::Unknown(said)
         } else {
             CliError::Failed(said)
@@ -244,5 +280,48 @@ impl fmt::Display for Problem {
             write!(f, "\n  {node}: {running}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    /// A node that accepts and never answers, and one that answers every connection once.
+    async fn hung_and_well() -> (TcpListener, String) {
+        let (hung, well) = (TcpListener::bind("127.0.0.1:0").await, TcpListener::bind("127.0.0.1:0").await);
+        let (hung, well) = (hung.unwrap(), well.unwrap());
+        let urls = format!("{},{}", hung.local_addr().unwrap(), well.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = well.accept().await {
+                let _ = stream.read(&mut [0; 1024]).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}").await;
+            }
+        });
+        (hung, urls)
+    }
+
+    #[tokio::test]
+    async fn a_node_that_hangs_costs_a_beat_one_timeout_and_the_next_beat_nothing() {
+        let (hung, urls) = hung_and_well().await;
+        let client = Client::new(&urls, None).unwrap().with_timeout(Duration::from_millis(200));
+        let beat = Call::new(Method::PUT, "/v1/services/a/heartbeat").repeatable();
+        assert!(client.call(&beat).await.is_ok());
+        assert_eq!(client.last.load(Ordering::Relaxed), 1, "the one that answered is asked first");
+        drop(hung);
+        assert!(client.call(&beat).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_may_have_changed_something_is_not_sent_to_a_second_node() {
+        let (_hung, urls) = hung_and_well().await;
+        let client = Client::new(&urls, None).unwrap().with_timeout(Duration::from_millis(100));
+        let removed = client.call(&Call::new(Method::DELETE, "/v1/services/a")).await;
+        assert!(matches!(removed, Err(CliError::Unknown(_))), "{removed:?}");
     }
 }

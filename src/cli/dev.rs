@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
+    fs::{File, TryLockError},
     io::Write,
     net::{Ipv4Addr, SocketAddr, TcpListener},
     path::{Path, PathBuf},
@@ -116,6 +116,7 @@ impl Dev {
             .unwrap_or_else(|| std::env::temp_dir().join(format!("gogate-dev-{}", std::process::id())));
         std::fs::create_dir_all(&dir).map_err(|error| in_dir(&dir, &error))?;
         let dir = dir.canonicalize().map_err(|error| in_dir(&dir, &error))?;
+        let _lock = lock(&dir)?;
 
         let (end, ended) = mpsc::channel(16);
         let mut processes = Processes { running: Vec::new(), ended, end };
@@ -227,6 +228,21 @@ fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{text}");
 }
 
+/// Holds the folder for this process, to its end: two clusters on the same ports and data would be none.
+fn lock(dir: &Path) -> Result<File, CliError> {
+    let path = dir.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|error| in_dir(&path, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(CliError::Failed(format!(
+            "{}: another `gogate dev` runs there: stop it, or choose another folder with --dir",
+            dir.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(in_dir(&path, &error)),
+    }
+}
+
 fn in_dir(path: &Path, error: &std::io::Error) -> CliError {
     CliError::Failed(format!("{}: {error}; choose another folder with --dir", path.display()))
 }
@@ -272,11 +288,11 @@ fn guide(nodes: &[Node], processes: &Processes, admin: &str) -> Result<String, C
     text.push_str(&format!(
         "\nTry this in another terminal:\n\n  export GOGATE_ADMIN={admin}\n\n\
          \x20 # 1. a request through each node\n  {}\n\
-         \x20 # 2. one more instance, registered at {}; {} routes to it at once\n  {gogate} sample --name hello --listen 127.0.0.1:9105 --admin http://{} &\n  curl -s http://{}/hello\n\
+         \x20 # 2. one more instance, registered at {}; {} routes to it at once\n  {gogate} sample --name hello --listen 127.0.0.1:9105 --admin http://{} &\n  sleep 1; curl -s http://{}/hello\n\
          \x20 # 3. change the routes once, at {}, for all nodes\n  {gogate} config get | sed 's#/hello#/greetings#' > gateway.yaml; {gogate} --admin http://{} config apply gateway.yaml; curl -s http://{}/greetings\n\
          \x20 # 4. lose a node: the others go on\n  kill -9 {}; curl -s http://{}/greetings\n\
          \x20 # 5. who is left, who leads\n  {gogate} cluster status\n\n\
-         Ctrl-C stops everything.",
+         Ctrl-C stops all of this; what you started yourself is yours to stop.",
         requests.join("; "), last.name, first.name, last.admin, first.web, second.name, second.admin, last.web,
         pid_of(&first.name), second.web,
     ));

@@ -170,8 +170,10 @@ impl Service {
     /// Registers, then beats; registers again when it was forgotten.
     async fn stay_registered(&self, client: &Client, ttl: &str, period: Duration) {
         let body = json!({"id": self.id, "name": self.name, "address": self.address, "ttl": ttl});
-        let register = Call::new(Method::POST, "/v1/services").json(&body);
-        let beat = Call::new(Method::PUT, format!("{}/heartbeat", path(&self.id)));
+        let register = Call::new(Method::POST, "/v1/services").json(&body).repeatable();
+        let beat = Call::new(Method::PUT, format!("{}/heartbeat", path(&self.id))).repeatable();
+        // A node that hangs must not cost the life: a second one is asked within the same period.
+        let client = client.with_timeout(period.mul_f64(0.75).max(RETRY));
         loop {
             // Registering is idempotent by its id: an unknown outcome is tried again too.
             let mut told = false;

@@ -97,7 +97,7 @@ impl Service {
                 print(&format!("{id} is gone\n"))
             }
             Self::Heartbeat { id } => {
-                let call = Call::new(Method::PUT, format!("{}/heartbeat", path(&id)));
+                let call = Call::new(Method::PUT, format!("{}/heartbeat", path(&id))).repeatable();
                 let value = client.call(&call).await?.json()?;
                 show(output, &value, || {
                     let mut table = Table::new(&["EPOCH", "EXPIRES_IN_MS"]);

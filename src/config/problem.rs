@@ -25,10 +25,10 @@ const SHOWN_MAX: usize = 60;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// From 1; 0 when the problem does not lie in the text.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_nowhere")]
     pub line: usize,
     /// From 1; 0 when the problem does not lie in the text.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_nowhere")]
     pub column: usize,
     /// The variable or flag that set the value, if it does not come from the text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -55,6 +55,11 @@ pub struct Place {
 pub struct Report {
     problems: RefCell<Vec<Problem>>,
     comparisons: Cell<usize>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_nowhere(place: &usize) -> bool {
+    *place == 0
 }
 
 // === impl Problem ===

@@ -12,21 +12,24 @@ mod health;
 mod services;
 
 use std::{
+    collections::HashMap,
     convert::Infallible,
     future::Future,
     net::SocketAddr,
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
 use gogate_cluster::Cluster;
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, StatusCode, header, request::Parts};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Notify, watch},
+    task::{self, JoinSet},
+    time::Instant,
 };
 use tracing::{debug, warn};
 
@@ -37,10 +40,12 @@ use self::{
 use super::{heartbeats::Heartbeats, publish::Published};
 use crate::proxy::Proxy;
 
-/// Connections at one time. When they are taken, new ones wait in the listener's backlog.
+/// Connections at one time. When they are taken, a new one takes the place of the one that has been idle for
+/// longest, so that idle ones never keep a probe out; if all are at work, it waits for the first to end.
 const CONNECTIONS_MAX: usize = 4096;
 
-/// From one answer to the end of the next call's head; idle connections are closed after it.
+/// From one answer to the end of the next call's head, which bounds the sending of the answer too; connections
+/// that take longer are closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Bytes of a call's head.
@@ -75,18 +80,38 @@ pub struct Context {
 /// What the handlers work with, once this node takes part in its cluster.
 pub type Starting = Arc<OnceLock<Context>>;
 
+/// What is known of an open connection.
+struct Slot {
+    /// Whether a call is being worked on, and since when it is so.
+    state: Mutex<(bool, Instant)>,
+    /// Its place is needed.
+    close: Notify,
+}
+
+/// The open connections.
+#[derive(Default)]
+struct Connections {
+    open: JoinSet<()>,
+    slots: HashMap<task::Id, Arc<Slot>>,
+}
+
 /// Serves until `stop` turns true, then lets open calls finish for a short while. Before there is a context
 /// every call but the probes is refused.
 pub async fn serve(listener: TcpListener, context: Starting, mut stop: watch::Receiver<bool>) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let mut connections = Connections::default();
     loop {
         let accepted = tokio::select! {
             _ = stop.wait_for(|stopped| *stopped) => break,
-            accepted = accept(&listener, &connections) => accepted,
+            accepted = listener.accept() => accepted,
+            () = connections.ended(), if !connections.open.is_empty() => continue,
         };
         match accepted {
-            Ok((stream, peer, permit)) => {
-                tokio::spawn(connection(stream, peer, context.clone(), stop.clone(), permit));
+            Ok((stream, peer)) => {
+                let _ = stream.set_nodelay(true);
+                let slot = Arc::new(Slot::new());
+                let task = connection(stream, peer, context.clone(), stop.clone(), slot.clone());
+                connections.make_room().await;
+                connections.slots.insert(connections.open.spawn(task).id(), slot);
             }
             Err(error) => {
                 warn!(%error, "the admin API cannot accept a connection");
@@ -95,31 +120,23 @@ pub async fn serve(listener: TcpListener, context: Starting, mut stop: watch::Re
         }
     }
     drop(listener);
-    let all = u32::try_from(CONNECTIONS_MAX).expect("the bound is small");
-    let _ = tokio::time::timeout(STOP_DEADLINE, connections.acquire_many(all)).await;
+    let all = async { while connections.open.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(STOP_DEADLINE, all).await;
 }
 
-async fn accept(
-    listener: &TcpListener,
-    connections: &Arc<Semaphore>,
-) -> std::io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let permit = connections.clone().acquire_owned().await.expect("the semaphore is never closed");
-    let (stream, peer) = listener.accept().await?;
-    stream.set_nodelay(true)?;
-    Ok((stream, peer, permit))
-}
-
-/// One connection, to its end; the permit goes with it.
+/// One connection, to its end.
 async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     context: Starting,
     mut stop: watch::Receiver<bool>,
-    _permit: OwnedSemaphorePermit,
+    slot: Arc<Slot>,
 ) {
-    let service = service_fn(move |request| {
-        let context = context.clone();
-        async move { Ok::<_, Infallible>(handle(&context, peer, request).await) }
+    let service = service_fn(|request| async {
+        slot.turn(true);
+        let answer = handle(&context, peer, request).await;
+        slot.turn(false);
+        Ok::<_, Infallible>(answer)
     });
     let mut builder = http1::Builder::new();
     builder
@@ -135,6 +152,7 @@ async fn connection(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        () = slot.over() => return,
     };
     if let Err(error) = ended {
         debug!(%peer, %error, "an admin connection broke off");
@@ -146,7 +164,7 @@ async fn handle(context: &OnceLock<Context>, peer: SocketAddr, request: Request<
         return match request.uri().path() {
             "/livez" => text(StatusCode::OK, "ok\n"),
             _ => ApiError::Unavailable(
-                "this node is starting: it waits for its peers; nothing was done".into(),
+                "this node is starting: it opens its store, and waits for its peers if it has any; nothing was done".into(),
             )
             .answer(None),
         };
@@ -170,6 +188,9 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
         count += 1;
     }
     let get = head.method == Method::GET || head.method == Method::HEAD;
+    if !get {
+        check_write(&head)?;
+    }
     let method = |allow: &'static str| Err(ApiError::Method { allow });
     match &parts[..count] {
         ["v1", "services"] => match head.method {
@@ -212,6 +233,30 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
     }
 }
 
+/// Refuses a write that a page of somewhere else may have made a browser send, and one that asks for what this
+/// build does not keep.
+fn check_write(head: &Parts) -> Result<(), ApiError> {
+    let text = |name| head.headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    if let Some(origin) = text(header::ORIGIN) {
+        let from = origin.split_once("://").map(|(_, host)| host);
+        let own = text(header::HOST);
+        if from.is_none() || !from.zip(own).is_some_and(|(from, own)| from.eq_ignore_ascii_case(own)) {
+            return Err(ApiError::Forbidden { origin: crate::config::problem::shown(origin) });
+        }
+    }
+    // A browser sends these two from a form without asking; `curl -d` says `x-www-form-urlencoded` of JSON.
+    let kind = text(header::CONTENT_TYPE).unwrap_or_default().to_ascii_lowercase();
+    if head.method == Method::POST && (kind.starts_with("text/plain") || kind.starts_with("multipart/")) {
+        return Err(ApiError::MediaType);
+    }
+    if head.headers.contains_key("idempotency-key") {
+        return Err(ApiError::Malformed(
+            "`Idempotency-Key` is not supported yet: give an instance an `id`, or a document `If-Match`, and it may be sent again".into(),
+        ));
+    }
+    Ok(())
+}
+
 fn segment(part: &str) -> Result<std::borrow::Cow<'_, str>, ApiError> {
     let id = decode(part).filter(|id| !id.is_empty());
     id.ok_or_else(|| ApiError::Malformed("the id in the path is empty or badly encoded".into()))
@@ -222,6 +267,69 @@ fn unknown_path(path: &str) -> ApiError {
     ApiError::NotFound(format!("nothing is at `{path}`; GET / lists what there is"))
 }
 
+// === impl Connections ===
+
+impl Connections {
+    /// Returns when one has ended, or there is none.
+    async fn ended(&mut self) {
+        if let Some(ended) = self.open.join_next_with_id().await {
+            self.slots.remove(&ended.map_or_else(|error| error.id(), |(id, ())| id));
+        }
+    }
+
+    /// Returns once there is room for one more, closing the one that has been idle for longest if need be.
+    async fn make_room(&mut self) {
+        while self.open.len() >= CONNECTIONS_MAX {
+            let idle = self.slots.values().filter(|slot| slot.is_idle());
+            if let Some(slot) = idle.min_by_key(|slot| slot.since()) {
+                slot.close.notify_one();
+            }
+            // It may have got a call in this moment: then another one is chosen.
+            let _ = tokio::time::timeout(ACCEPT_PAUSE, self.ended()).await;
+        }
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn new() -> Self {
+        Self { state: Mutex::new((false, Instant::now())), close: Notify::new() }
+    }
+
+    fn state(&self) -> (bool, Instant) {
+        *self.state.lock().expect("nothing panics under this lock")
+    }
+
+    fn turn(&self, busy: bool) {
+        *self.state.lock().expect("nothing panics under this lock") = (busy, Instant::now());
+    }
+
+    fn is_idle(&self) -> bool {
+        !self.state().0
+    }
+
+    fn since(&self) -> Instant {
+        self.state().1
+    }
+
+    /// Returns when the connection has been idle for too long, or its place is needed while it is idle.
+    async fn over(&self) {
+        loop {
+            let (busy, since) = self.state();
+            let end = if busy { Instant::now() } else { since } + HEAD_TIMEOUT;
+            tokio::select! {
+                () = tokio::time::sleep_until(end) => {}
+                () = self.close.notified() => if self.is_idle() { return },
+            }
+            let (busy, since) = self.state();
+            if !busy && since.elapsed() >= HEAD_TIMEOUT {
+                return;
+            }
+        }
+    }
+}
+
 // === impl Context ===
 
 impl Context {
@@ -230,8 +338,9 @@ impl Context {
         if query.flag("stale")? {
             return Ok(());
         }
-        self.cluster.linearizable(query.timeout()?).await?;
-        Ok(())
+        let read = self.cluster.linearizable(query.timeout()?).await;
+        // Only here may the caller ask for `stale`, as the whole message advises.
+        read.map_err(|error| ApiError::Unavailable(error.to_string()))
     }
 }
 

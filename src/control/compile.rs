@@ -7,7 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use gogate_cluster::state::Registry;
 
-use crate::config::document::{Document, Endpoint};
+use crate::{
+    config::{
+        Problem, check,
+        document::{Document, Endpoint},
+    },
+    proxy::RoutingTable,
+};
 
 /// The registered endpoints of the services in `names`; a service without any is there with an empty list.
 #[must_use]
@@ -35,6 +41,14 @@ fn endpoints(registry: &Registry, name: &str) -> Vec<Endpoint> {
 pub fn services(document: &Document) -> BTreeSet<String> {
     let routed = document.routes.iter().map(|route| &route.service);
     document.services.keys().chain(routed).cloned().collect()
+}
+
+/// Everything for which `content` could not run on any node. A large document takes long: not on a thread that
+/// answers calls.
+pub fn check(content: &str) -> Result<(), Vec<Problem>> {
+    let document = check::document(content)?;
+    let compiled = RoutingTable::compile(0, &document, &BTreeMap::new(), &RoutingTable::default());
+    compiled.map(|_| ()).map_err(|error| vec![Problem::general(error.to_string(), None)])
 }
 
 #[cfg(test)]

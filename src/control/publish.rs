@@ -18,6 +18,7 @@ use gogate_cluster::{
     Changes, Cluster,
     state::{Change, ChangeKind, Version},
 };
+use tokio::time::MissedTickBehavior;
 use tracing::{error, info};
 
 use super::compile;
@@ -30,12 +31,16 @@ use crate::{
 /// one after a quiet time is published at once.
 const INTERVAL: Duration = Duration::from_millis(10);
 
+/// Between two tries of what could not be published.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// What this node runs, for `/readyz`, `/metrics` and whoever asks.
 #[derive(Debug, Default)]
 pub struct Published {
     version: AtomicU64,
     once: std::sync::atomic::AtomicBool,
     error: Mutex<String>,
+    services: Mutex<Arc<BTreeSet<String>>>,
     expirations: AtomicU64,
 }
 
@@ -45,7 +50,7 @@ pub struct Publisher {
     proxy: Arc<Proxy>,
     published: Arc<Published>,
     /// Those that the document which runs sends requests to.
-    services: BTreeSet<String>,
+    services: Arc<BTreeSet<String>>,
 }
 
 /// What a batch of changes asks for.
@@ -89,6 +94,12 @@ impl Published {
         self.error.lock().expect("nothing panics under this lock").clone()
     }
 
+    /// The services of the document that runs.
+    #[must_use]
+    pub fn services(&self) -> Arc<BTreeSet<String>> {
+        self.services.lock().expect("nothing panics under this lock").clone()
+    }
+
     /// Instances that expired since this node started.
     #[must_use]
     pub fn expirations(&self) -> u64 {
@@ -102,47 +113,98 @@ impl Publisher {
     /// Publishes nothing yet.
     #[must_use]
     pub fn new(cluster: Cluster, proxy: Arc<Proxy>, published: Arc<Published>) -> Self {
-        Self { cluster, proxy, published, services: BTreeSet::new() }
+        Self { cluster, proxy, published, services: Arc::default() }
     }
 
-    /// Publishes what is there, then every change, until the cluster is shut down.
+    /// Publishes what is there, then every change, until the cluster is shut down. What could not be published
+    /// is tried again: the port that was taken may be free by then.
     pub async fn run(mut self, mut changes: Changes) {
-        self.publish_whole().await;
+        let mut failed = Work::default();
+        self.publish(Work { whole: true, ..Work::default() }, &mut failed).await;
         self.published.once.store(true, Ordering::Release);
-        while let Some(first) = changes.next().await {
+        let mut retry = tokio::time::interval(RETRY);
+        retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
             let mut work = Work::default();
-            work.add(&first);
-            while let Some(Some(more)) = changes.next().now_or_never() {
-                work.add(&more);
+            tokio::select! {
+                next = changes.next() => {
+                    let Some(first) = next else { return };
+                    work.add(&first);
+                    while let Some(Some(more)) = changes.next().now_or_never() {
+                        work.add(&more);
+                    }
+                }
+                _ = retry.tick(), if failed.whole || !failed.services.is_empty() => {
+                    work = std::mem::take(&mut failed);
+                }
             }
-            self.published.expirations.fetch_add(work.expirations, Ordering::Relaxed);
-            if work.whole {
-                self.publish_whole().await;
-            } else if !self.publish_endpoints(&work.services).await {
-                continue;
+            if self.publish(work, &mut failed).await {
+                tokio::time::sleep(INTERVAL).await;
             }
-            tokio::time::sleep(INTERVAL).await;
         }
     }
 
-    /// Compiles the current document and swaps it in, or reports why not.
-    async fn publish_whole(&mut self) {
-        let Some(current) = self.cluster.read(|state| state.documents().current().cloned()) else { return };
-        match self.try_whole(&current).await {
-            Ok(services) => {
-                self.services = services;
-                self.published.version.store(current.version, Ordering::Release);
-                self.said(current.version, String::new());
-                info!(version = current.version, by = %current.by, "the gateway document runs");
-            }
-            Err(reason) => {
-                let running = self.published.version();
-                error!(version = current.version, running, %reason, "this node cannot run the gateway document; what ran goes on");
-                self.said(running, refusal(current.version, &reason));
-                // The endpoints of what goes on may have changed with a snapshot.
-                self.publish_endpoints(&self.services).await;
+    /// Does what `work` asks for, and notes what `failed`; false if nothing was to be done.
+    async fn publish(&mut self, mut work: Work, failed: &mut Work) -> bool {
+        self.published.expirations.fetch_add(work.expirations, Ordering::Relaxed);
+        if work.whole {
+            *failed = Work { whole: !self.publish_whole().await, ..Work::default() };
+            return true;
+        }
+        work.services.retain(|service| self.services.contains(service));
+        if work.services.is_empty() {
+            return false;
+        }
+        if !self.publish_endpoints(&work.services).await {
+            failed.services.append(&mut work.services);
+        }
+        true
+    }
+
+    /// Compiles the current document and swaps it in; false if this node cannot run it, which is reported.
+    async fn publish_whole(&mut self) -> bool {
+        let Some(current) = self.cluster.read(|state| state.documents().current().cloned()) else {
+            return true;
+        };
+        let Err(reason) = self.run_version(&current).await else {
+            self.said(current.version, String::new());
+            return true;
+        };
+        if self.published.version() == 0 {
+            self.run_older(&current).await;
+        }
+        let running = self.published.version();
+        let refused = refusal(current.version, &reason);
+        if refused != self.published.error() {
+            error!(version = current.version, running, %reason, "this node cannot run the gateway document; what ran goes on, and it is tried again");
+        }
+        self.said(running, refused);
+        // The endpoints of what goes on may have changed with a snapshot.
+        self.publish_endpoints(&self.services).await;
+        false
+    }
+
+    /// Nothing runs, as after a start, and the current version cannot: the newest older one that can is better
+    /// than none (P1).
+    async fn run_older(&mut self, current: &Version) {
+        let older = self.cluster.read(|state| {
+            let kept = state.documents().iter().rev();
+            let older = kept.filter(|kept| kept.version < current.version);
+            older.cloned().collect::<Vec<_>>()
+        });
+        for version in older {
+            if self.run_version(&version).await.is_ok() {
+                return;
             }
         }
+    }
+
+    async fn run_version(&mut self, version: &Arc<Version>) -> Result<(), String> {
+        self.services = Arc::new(self.try_whole(version).await?);
+        self.published.services.lock().expect("nothing panics under this lock").clone_from(&self.services);
+        self.published.version.store(version.version, Ordering::Release);
+        info!(version = version.version, by = %version.by, "the gateway document runs");
+        Ok(())
     }
 
     async fn try_whole(&self, current: &Arc<Version>) -> Result<BTreeSet<String>, String> {
@@ -163,11 +225,11 @@ impl Publisher {
         Ok(services)
     }
 
-    /// Swaps the endpoints of the `changed` services that requests are sent to; false if there is none.
+    /// Swaps the endpoints of those of the `changed` services that requests are sent to; false if it failed.
     async fn publish_endpoints(&self, changed: &BTreeSet<String>) -> bool {
         let services: Vec<&String> = changed.intersection(&self.services).collect();
         if services.is_empty() {
-            return false;
+            return true;
         }
         let registered =
             self.cluster.read(|state| compile::registered(state.registry(), services.iter().copied()));
@@ -175,10 +237,11 @@ impl Publisher {
         for (service, endpoints) in registered {
             table = table.with_endpoints(&service, endpoints);
         }
-        if let Err(error) = self.proxy.publish(table).await {
-            error!(%error, "the endpoints could not be published; the next change tries again");
+        let published = self.proxy.publish(table).await;
+        if let Err(error) = &published {
+            error!(%error, "the endpoints could not be published; it is tried again");
         }
-        true
+        published.is_ok()
     }
 
     fn said(&self, version: u64, error: String) {

@@ -1,8 +1,9 @@
 //! This node's own copy of the gateway document, `gateway.file`, and when it is proposed to the cluster.
 //!
 //! It is proposed on the very first start of an empty cluster, on SIGHUP, and (`gateway.watch`) when its
-//! content changes. Invariants: what equals the current document is not proposed; a file with problems changes
-//! nothing, and all of them are logged. Neighbours: `notify` watches the folder, `config::check` judges.
+//! content changes. Invariants: what equals the current document makes no version (the state
+//! compares, as this node's own copy may be old); a file with problems changes
+//! nothing, and all of them are logged. Neighbours: `notify` watches the folder, `compile::check` judges.
 
 use std::{
     path::{Path, PathBuf},
@@ -18,7 +19,8 @@ use notify::Watcher;
 use tokio::sync::Notify;
 use tracing::{error, info, warn};
 
-use crate::config::{self, check};
+use super::compile;
+use crate::config::{self, Problem};
 
 /// How long the folder must be quiet before the file is read: editors write, then rename.
 const QUIET: Duration = Duration::from_millis(200);
@@ -148,15 +150,13 @@ impl Reload {
     /// Proposes `content`. An error means that it may be tried again; everything else is settled and logged.
     async fn propose(&self, content: &str, expected: Option<u64>, why: &str) -> Result<(), ProposeError> {
         let file = self.file.display();
-        let current = self.cluster.read(|state| state.documents().current().cloned());
-        if current.is_some_and(|current| *current.content == *content) {
-            info!(%file, why, "the gateway file equals what runs: nothing to do");
-            return Ok(());
-        }
         let text: Arc<str> = content.into();
         let judged = text.clone();
-        let checked = tokio::task::spawn_blocking(move || check::document(&judged).map(|_| ())).await;
-        if let Ok(Err(problems)) = checked {
+        let checked = tokio::task::spawn_blocking(move || compile::check(&judged)).await;
+        let checked = checked.unwrap_or_else(|error| {
+            Err(vec![Problem::general(format!("it could not be checked: {error}"), None)])
+        });
+        if let Err(problems) = checked {
             for problem in &problems {
                 error!("{}", problem.in_file(&file.to_string()));
             }

@@ -13,7 +13,7 @@ use std::{
 
 use http::Method;
 
-use crate::telemetry::metrics::{Histogram, RequestLabels, Traffic};
+use crate::telemetry::metrics::{Histogram, OTHER, RequestLabels, Traffic};
 
 /// A number that goes up.
 #[derive(Debug, Default)]
@@ -126,6 +126,6 @@ pub(super) fn method_label(method: &Method) -> &'static str {
         Method::OPTIONS => "OPTIONS",
         Method::CONNECT => "CONNECT",
         Method::TRACE => "TRACE",
-        _ => "_OTHER",
+        _ => OTHER,
     }
 }

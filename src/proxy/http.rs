@@ -205,7 +205,7 @@ async fn say_goodbye(client: &Client, mut tcp: TcpStream, refusal: Option<ProxyE
     if let Some(refusal) = &refusal {
         let row = refusal.row();
         client.worker.figures.reject(row.reason);
-        client.worker.unrouted.count("_OTHER", row.status.as_u16(), Duration::ZERO);
+        client.worker.unrouted.count(crate::telemetry::metrics::OTHER, row.status.as_u16(), Duration::ZERO);
         let id = RequestId::of(&HeaderMap::new(), || client.worker.random()).id;
         let written = tokio::time::timeout(LINGER, tcp.write_all(&refusal.raw_response(&id))).await;
         if !matches!(written, Ok(Ok(()))) {

@@ -11,6 +11,9 @@ use prometheus::proto::{
     Bucket, Counter, Gauge, Histogram as HistogramProto, LabelPair, Metric, MetricFamily, MetricType,
 };
 
+/// The value of a label for all that is not in its closed set.
+pub const OTHER: &str = "_OTHER";
+
 /// Client connections accepted; by listener.
 pub const CONNECTIONS_TOTAL: &str = "gogate_connections_total";
 /// Client connections open; by listener.
@@ -35,7 +38,7 @@ pub const RATE_LIMIT_DECISIONS_TOTAL: &str = "gogate_rate_limit_decisions_total"
 pub const RETRIES_TOTAL: &str = "gogate_retries_total";
 /// Requests refused or failed by the gateway; by reason.
 pub const REJECTIONS_TOTAL: &str = "gogate_rejections_total";
-/// The gateway document's version; by state (`active`, `staged`).
+/// The gateway document's version; by state (`active`: it runs here; `current` in the cluster).
 pub const CONFIG_VERSION: &str = "gogate_config_version";
 /// Registered instances; by service.
 pub const REGISTRY_INSTANCES: &str = "gogate_registry_instances";

@@ -11,8 +11,10 @@ use tracing_subscriber::{EnvFilter, fmt};
 
 use crate::config::node::LogConfig;
 
-/// What the libraries below say only when something is wrong: their INFO is not an operator's.
-const QUIET: &str = "openraft=error,sled=warn,hyper=warn,h2=warn,tower=warn,tonic=warn";
+/// What the libraries below say only when something is wrong: their INFO is not an operator's. The consensus
+/// says nothing at all: while a peer is lost it has dozens of errors a second, and what an operator must know
+/// of them this process says itself, once. `log.level: openraft=error` brings them back.
+const QUIET: &str = "openraft=off,sled=warn,hyper=warn,h2=warn,tower=warn,tonic=warn";
 
 /// Starts the log of this process.
 ///

@@ -127,7 +127,7 @@ fn the_throw_away_cluster_stands_serves_and_ends() {
     let mut said = Vec::new();
     for line in BufReader::new(dev.stdout()).lines() {
         let line = line.unwrap();
-        let done = line.contains("Ctrl-C stops everything");
+        let done = line.contains("Ctrl-C stops all");
         said.push(line);
         if done {
             break;
@@ -150,6 +150,9 @@ fn the_throw_away_cluster_stands_serves_and_ends() {
     let commands: Vec<&str> =
         said.lines().filter(|line| line.contains(". ") && line.trim_start().starts_with('#')).collect();
     assert_eq!(commands.len(), 5, "{said}");
+    let (code, _, second) = run(gogate().args(["dev", "--dir"]).arg(dir.path()));
+    assert_eq!(code, Some(1));
+    assert!(second.contains("another `gogate dev` runs there"), "{second}");
     assert!(dev.terminate().success());
     for address in webs.iter().chain(&admins) {
         assert!(get(*address, "/").is_err(), "{address} still answers");

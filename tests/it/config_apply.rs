@@ -79,18 +79,83 @@ fn a_document_with_problems_changes_nothing_and_all_are_listed() {
     assert_eq!(get(cluster.admin(0), "/v1/config").unwrap().header("etag"), Some("\"1\""));
 }
 
+/// `document` with one more listener, at `taken`.
+fn with_listener(document: &str, taken: std::net::SocketAddr) -> String {
+    document.replace("listeners: {", &format!("listeners: {{ more: {{ address: \"{taken}\" }},"))
+}
+
 #[test]
-fn a_listener_that_cannot_be_opened_is_named_and_what_ran_goes_on() {
-    let (cluster, service) = (TestCluster::start(1), TestService::start("echo"));
-    cluster.apply(0, &document("/", service.address));
+fn a_listener_that_cannot_be_opened_is_named_and_what_ran_stays_current() {
+    let (mut cluster, service) = (TestCluster::start(1), TestService::start("echo"));
+    let good = document("/", service.address);
+    cluster.apply(0, &good);
     let taken = TestService::start("taken");
-    let bad = document("/", service.address)
-        .replace("listeners: {", &format!("listeners: {{ more: {{ address: \"{}\" }},", taken.address));
-    let (status, problem) = json(cluster.admin(0), "PUT", "/v1/config", &bad);
+    let (status, problem) = json(cluster.admin(0), "PUT", "/v1/config", &with_listener(&good, taken.address));
     assert_eq!(status, 409, "{problem}");
     let detail = problem["detail"].as_str().unwrap();
-    assert!(detail.contains("n1") && detail.contains(&taken.address.to_string()), "{detail}");
+    for says in ["version 2 was refused by n1", &taken.address.to_string(), "version 3 restores version 1"] {
+        assert!(detail.contains(says), "{says}: {detail}");
+    }
     assert_eq!(get(cluster.web(0), "/").unwrap().text(), "echo");
+    let current = get(cluster.admin(0), "/v1/config").unwrap();
+    assert_eq!((current.header("etag"), current.text()), (Some("\"3\""), good));
+
+    cluster.kill(0);
+    cluster.start_node(0);
+    cluster.wait_until_ready();
+    assert_eq!(get(cluster.web(0), "/").unwrap().text(), "echo", "a restart finds what ran");
+}
+
+#[test]
+fn a_start_with_a_document_that_cannot_run_serves_the_one_before_and_tries_again() {
+    let (mut cluster, service) = (TestCluster::start(1), TestService::start("echo"));
+    let good = document("/", service.address);
+    cluster.apply(0, &good);
+    // Held by nobody while it is applied, and by this process when the node comes back.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    cluster.apply(0, &with_listener(&good, address));
+    cluster.kill(0);
+    let held = std::net::TcpListener::bind(address).unwrap();
+    cluster.start_node(0);
+    cluster.wait_until_ready();
+    assert_eq!(get(cluster.web(0), "/").unwrap().text(), "echo");
+    let verbose = get(cluster.admin(0), "/readyz?verbose").unwrap();
+    assert!(verbose.text().contains("version 1 runs, not version 2"), "{}", verbose.text());
+
+    drop(held);
+    eventually(Duration::from_secs(10), "version 2 runs", || {
+        match json(cluster.admin(0), "GET", "/v1/config/status", "") {
+            (200, status) if status["nodes"]["n1"]["state"] == "active" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
+}
+
+#[test]
+fn a_version_that_does_not_run_in_time_is_no_success() {
+    let (cluster, service) = (TestCluster::start(1), TestService::start("echo"));
+    cluster.apply(0, &document("/", service.address));
+    let (status, answer) = json(cluster.admin(0), "GET", "/v1/config/status?wait=99&timeout=200ms", "");
+    assert_eq!((status, &answer["version"]), (504, &99.into()), "{answer}");
+    assert_eq!(answer["nodes"]["n1"], "pending: still runs version 1");
+}
+
+#[test]
+fn the_largest_document_is_written_through_a_follower_and_a_larger_one_is_too_large() {
+    let cluster = TestCluster::start(2);
+    let service = TestService::start("echo");
+    let follower = 1 - cluster.leader();
+    let mut largest = document("/", service.address);
+    while largest.len() < 3 << 20 {
+        let missing = (3 << 20) - largest.len();
+        largest.push_str(&format!("#{}\n", "x".repeat(missing.min(1000).saturating_sub(2))));
+    }
+    largest.truncate(3 << 20);
+    assert_eq!(cluster.apply(follower, &largest)["version"], 1);
+    largest.push('\n');
+    assert_eq!(json(cluster.admin(follower), "PUT", "/v1/config", &largest).0, 413);
 }
 
 #[test]

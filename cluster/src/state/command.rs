@@ -167,4 +167,10 @@ pub enum Refusal {
         /// Which id.
         node: NodeId,
     },
+    /// There are as many instances as there may be.
+    #[error("there are {max} instances, as many as there may be: deregister some, or let them expire")]
+    RegistryFull {
+        /// How many there may be.
+        max: u64,
+    },
 }

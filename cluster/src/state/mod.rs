@@ -89,8 +89,11 @@ impl State {
                 Outcome::Ticked
             }
             Command::Register(registration) => {
+                let (was, now) = match self.registry.register(registration, self.index + 1, now_ms) {
+                    Ok(registered) => registered,
+                    Err(refusal) => return Outcome::Refused(refusal),
+                };
                 self.index += 1;
-                let (was, now) = self.registry.register(registration, self.index, now_ms);
                 let expires_in_ms = (now.ttl_ms > 0).then_some(now.ttl_ms);
                 let created = was.is_none();
                 let kind = match was {

@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::command::{Heartbeat, Registration};
+use super::command::{Heartbeat, Refusal, Registration};
 
 /// An endpoint that was registered and lives by heartbeats.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,10 @@ pub struct Instance {
 /// How long a beat that came in time may be on its way to the leader's tick. Nodes tell the leader of beats
 /// every quarter of a second; with a tick a second this makes an expiry at most 1.5 s late, never early.
 pub const EXPIRY_GRACE_MS: u64 = 500;
+
+/// Instances at one time: ten times what a cluster is built for, so that whoever registers without end meets a
+/// refusal before the nodes' memory does. One that is there may be replaced when it is full.
+pub const INSTANCES_MAX: usize = 1_000_000;
 
 /// All instances, by id, by service and by deadline. Serialised as the instances alone: the rest follows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -100,13 +104,16 @@ impl Registry {
         registration: Registration,
         index: u64,
         now_ms: u64,
-    ) -> (Option<Arc<Instance>>, Arc<Instance>) {
+    ) -> Result<(Option<Arc<Instance>>, Arc<Instance>), Refusal> {
+        if self.len() >= INSTANCES_MAX && self.get(&registration.id).is_none() {
+            return Err(Refusal::RegistryFull { max: INSTANCES_MAX as u64 });
+        }
         let was = self.remove(&registration.id);
         let Registration { id, name, address, ttl_ms, weight, metadata, tags } = registration;
         let instance = Arc::new(Instance { id, name, address, ttl_ms, weight, metadata, tags, epoch: index });
         let deadline_ms = (ttl_ms > 0).then(|| now_ms.saturating_add(ttl_ms));
         self.insert(Life { instance: instance.clone(), deadline_ms });
-        (was, instance)
+        Ok((was, instance))
     }
 
     /// Adds a life whose id is not there.
@@ -170,5 +177,36 @@ impl From<Vec<Life>> for Registry {
         let mut registry = Self::default();
         lives.into_iter().for_each(|life| registry.insert(life));
         registry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registration(number: usize) -> Registration {
+        Registration {
+            id: format!("i{number}").into(),
+            name: "api".into(),
+            address: String::new(),
+            ttl_ms: 0,
+            weight: 1,
+            metadata: BTreeMap::new(),
+            tags: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_full_registry_refuses_what_is_new_and_replaces_what_is_there() {
+        let mut registry = Registry::default();
+        let Ok((_, instance)) = registry.register(registration(0), 1, 0) else { panic!("it is empty") };
+        let life = Life { instance, deadline_ms: None };
+        // The other indexes play no part in the bound, and would take seconds to fill.
+        registry.instances.extend((1..INSTANCES_MAX).map(|n| (Arc::from(format!("i{n}")), life.clone())));
+        let refused = Refusal::RegistryFull { max: INSTANCES_MAX as u64 };
+        assert_eq!(registry.register(registration(INSTANCES_MAX), 2, 0), Err(refused));
+        assert!(registry.register(registration(0), 2, 0).is_ok());
+        assert!(registry.remove("i0").is_some());
+        assert!(registry.register(registration(INSTANCES_MAX), 3, 0).is_ok());
     }
 }

@@ -3,16 +3,18 @@
 //! Invariants: a body is never longer than its bound; a query parameter that a call does not know is refused,
 //! so that `?dryrun` never applies anything. Neighbours: every handler.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio::time::Instant;
 
 use super::error::ApiError;
-use crate::config::parse_duration;
+use crate::config::{Problem, parse_duration, problem::shown};
 
 /// What the server sends.
 pub(super) type Answer = Response<Full<Bytes>>;
@@ -22,6 +24,9 @@ pub(super) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
 
 /// The longest that a call may ask for.
 const TIMEOUT_MAX: Duration = Duration::from_secs(60);
+
+/// Unknown keys of a body that are told one by one.
+const UNKNOWN_MAX: usize = 20;
 
 /// The index of the last change that an answer knows of.
 pub(super) const INDEX: HeaderName = HeaderName::from_static("x-gogate-index");
@@ -39,7 +44,7 @@ impl<'a> Query<'a> {
             if name != "timeout" && !known.contains(&name) {
                 let mut list = known.join(", ");
                 list.push_str(if list.is_empty() { "timeout" } else { ", timeout" });
-                let name = crate::config::problem::shown(name);
+                let name = shown(name);
                 return Err(ApiError::Malformed(format!(
                     "unknown query parameter `{name}`: this call knows {list}"
                 )));
@@ -79,6 +84,11 @@ impl<'a> Query<'a> {
         number.map(Some)
     }
 
+    /// Until when the call may take, all of it.
+    pub(super) fn deadline(&self) -> Result<Instant, ApiError> {
+        Ok(Instant::now() + self.timeout()?)
+    }
+
     /// How long the call may take.
     pub(super) fn timeout(&self) -> Result<Duration, ApiError> {
         let Some(value) = self.get("timeout")? else { return Ok(TIMEOUT_DEFAULT) };
@@ -112,23 +122,123 @@ fn hex(digit: u8) -> Option<u8> {
     char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
-/// Reads a body of at most `limit` bytes within `timeout`.
-pub(super) async fn read_body(body: Incoming, limit: usize, timeout: Duration) -> Result<Bytes, ApiError> {
-    let collected = tokio::time::timeout(timeout, Limited::new(body, limit).collect()).await;
-    match collected {
+/// What is left until the deadline, and at least a little, so that an answer can still be taken.
+pub(super) fn left(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(10))
+}
+
+/// Reads a body of at most `limit` bytes until `deadline`.
+pub(super) async fn read_body(body: Incoming, limit: usize, deadline: Instant) -> Result<Bytes, ApiError> {
+    match tokio::time::timeout_at(deadline, Limited::new(body, limit).collect()).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::TooLarge { limit }),
         Ok(Err(error)) => Err(ApiError::Malformed(format!("the body broke off: {error}"))),
-        Err(_) => {
-            Err(ApiError::Malformed(format!("the body did not arrive within {} ms", timeout.as_millis())))
-        }
+        Err(_) => Err(ApiError::Malformed("the body did not arrive within the call's timeout".into())),
     }
 }
 
-/// Reads JSON; a problem names the key, the line and the column.
-pub(super) fn from_json<'a, T: serde::Deserialize<'a>>(body: &'a [u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body)
-        .map_err(|error| ApiError::Malformed(format!("the body is not what this call takes: {error}")))
+/// The fields of a body in JSON; gathers all that is wrong with them.
+pub(super) struct Fields {
+    fields: Map<String, Value>,
+    problems: Vec<Problem>,
+}
+
+// === impl Fields ===
+
+impl Fields {
+    /// Reads an object with no other keys than `known`. What is no JSON is malformed, all else is a problem.
+    pub(super) fn new(body: &[u8], known: &[&str]) -> Result<Self, ApiError> {
+        let value = serde_json::from_slice(body)
+            .map_err(|error| ApiError::Malformed(format!("the body is not JSON: {error}")))?;
+        let mut fields = Self { fields: Map::new(), problems: Vec::new() };
+        match value {
+            Value::Object(map) => fields.fields = map,
+            other => fields.wrong("", format!("expected an object, not {}", kind(&other)), ""),
+        }
+        let unknown: Vec<String> =
+            fields.fields.keys().filter(|key| !known.contains(&key.as_str())).cloned().collect();
+        for key in unknown.iter().take(UNKNOWN_MAX) {
+            fields.wrong(&shown(key), "unknown key".into(), &format!("known are {}", known.join(", ")));
+        }
+        Ok(fields)
+    }
+
+    /// Notes a problem with the field at `path`.
+    pub(super) fn wrong(&mut self, path: &str, problem: String, suggestion: &str) {
+        let suggestion = Some(suggestion.to_owned()).filter(|text| !text.is_empty());
+        self.problems.push(Problem { path: path.into(), ..Problem::general(problem, suggestion) });
+    }
+
+    /// The value of `key`, which `read` understands; none if it is missing, null, or wrong, which is noted.
+    fn field<T>(&mut self, key: &str, expected: &str, read: impl Fn(Value) -> Result<T, Value>) -> Option<T> {
+        let value = self.fields.remove(key).filter(|value| !value.is_null())?;
+        match read(value) {
+            Ok(value) => Some(value),
+            Err(found) => {
+                self.wrong(key, format!("expected {expected}, not {}", kind(&found)), "");
+                None
+            }
+        }
+    }
+
+    /// A text.
+    pub(super) fn text(&mut self, key: &str) -> Option<String> {
+        self.field(key, "a text", text_of)
+    }
+
+    /// A text that has to be there; it is noted if it is not.
+    pub(super) fn needed(&mut self, key: &str) -> Option<String> {
+        if self.fields.get(key).is_none_or(Value::is_null) {
+            self.wrong(key, "missing".into(), "");
+        }
+        self.text(key)
+    }
+
+    /// A whole number.
+    pub(super) fn number(&mut self, key: &str) -> Option<u64> {
+        self.field(key, "a whole number", |value| value.as_u64().ok_or(value))
+    }
+
+    /// A list of texts.
+    pub(super) fn texts(&mut self, key: &str) -> Vec<String> {
+        let read = |value| match value {
+            Value::Array(items) => items.into_iter().map(text_of).collect(),
+            other => Err(other),
+        };
+        self.field(key, "a list of texts", read).unwrap_or_default()
+    }
+
+    /// Texts by name.
+    pub(super) fn texts_by_name(&mut self, key: &str) -> BTreeMap<String, String> {
+        let read = |value| match value {
+            Value::Object(map) => map.into_iter().map(|(key, value)| Ok((key, text_of(value)?))).collect(),
+            other => Err(other),
+        };
+        self.field(key, "an object of texts", read).unwrap_or_default()
+    }
+
+    /// All that was wrong; none is Ok.
+    pub(super) fn checked(self) -> Result<(), ApiError> {
+        if self.problems.is_empty() { Ok(()) } else { Err(ApiError::Invalid(self.problems)) }
+    }
+}
+
+fn text_of(value: Value) -> Result<String, Value> {
+    match value {
+        Value::String(text) => Ok(text),
+        other => Err(other),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "true or false",
+        Value::Number(_) => "that number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
 }
 
 /// The bytes of a JSON body.

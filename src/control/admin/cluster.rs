@@ -34,6 +34,7 @@ struct NodeJson {
     admin: String,
     peer: String,
     state: String,
+    /// Entries that its state is behind the furthest one that answers; null: it does not answer.
     lag: Option<u64>,
     config_version: Option<u64>,
     build: Option<String>,
@@ -62,12 +63,12 @@ pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Ans
 
 impl NodeJson {
     fn new(member: Member, report: Option<MemberReport>, furthest: u64) -> Self {
-        let Member { id, name, peer, admin, voter, lag } = member;
+        let Member { id, name, peer, admin, voter, lag: _ } = member;
         let role = if voter { "voter" } else { "learner" };
         match report {
             None => {
                 let state = "unreachable".to_owned();
-                Self { id, name, role, admin, peer, state, lag, config_version: None, build: None }
+                Self { id, name, role, admin, peer, state, lag: None, config_version: None, build: None }
             }
             Some(report) => {
                 let MemberReport { build, config_version, applied, state, .. } = report;

@@ -8,35 +8,41 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use gogate_cluster::{
-    MemberReport,
-    state::{Command, HISTORY, NewDocument, Outcome, Version},
+    COMMAND_BYTES_MAX, MemberReport,
+    state::{Command, HISTORY, NewDocument, Outcome, Refusal, Version},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{
     Context,
-    answer::{Answer, Query, from_json, json, read_body},
+    answer::{Answer, Fields, Query, json, left, read_body},
     error::ApiError,
     services::unexpected,
 };
 use crate::{
-    config::{self, Problem, check},
-    control::{publish::refusal_of, reload::wall_clock_ms},
-    proxy::RoutingTable,
+    config,
+    control::{compile, publish::refusal_of, reload::wall_clock_ms},
 };
 
 /// Bytes of a gateway document.
 const BODY_MAX: usize = config::TEXT_BYTES_MAX;
+const _: () = assert!(BODY_MAX + (64 << 10) < COMMAND_BYTES_MAX, "a valid document can be proposed");
 
 /// Between two looks at what the nodes run.
 const POLL: Duration = Duration::from_millis(25);
 
 /// How long a node may take to say what it runs before it counts as unreachable.
 const REPORT_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// How long a refusal of a version that was current before is not believed: nodes try again once a second.
+const REFUSED_BEFORE: Duration = Duration::from_millis(1500);
+
+/// What restoring the version before may take, beyond the call's deadline too: it undoes what the call did.
+const RESTORE_TIMEOUT: Duration = Duration::from_secs(1);
 
 const VERSION: HeaderName = HeaderName::from_static("x-gogate-version");
 
@@ -74,20 +80,14 @@ struct NodeJson {
     error: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Rollback {
-    version: u64,
-    #[serde(default)]
-    if_version: Option<u64>,
-}
-
 /// What one node makes of a version.
 enum Running {
     Active,
     Pending(u64),
     Failed(u64, String),
     Unreachable,
+    /// The call's own deadline was too short to hear from it.
+    Unheard,
 }
 
 /// `GET /v1/config`
@@ -123,11 +123,18 @@ pub(super) async fn put(
     body: Incoming,
 ) -> Result<Answer, ApiError> {
     let query = Query::new(query, &["dry_run"])?;
-    let deadline = Instant::now() + query.timeout()?;
+    let deadline = query.deadline()?;
     let expected = expected(headers)?;
-    let body = read_body(body, BODY_MAX, query.timeout()?).await?;
+    let body = read_body(body, BODY_MAX, deadline).await?;
     let content: Arc<str> = config::text(&body).map_err(|problem| ApiError::Invalid(vec![problem]))?.into();
-    checked(content.clone()).await?;
+    let judged = content.clone();
+    match tokio::task::spawn_blocking(move || compile::check(&judged)).await {
+        Ok(checked) => checked.map_err(ApiError::Invalid)?,
+        Err(error) => {
+            let detail = format!("the document could not be checked: {error}; nothing was written");
+            return Err(ApiError::Unavailable(detail));
+        }
+    }
     if query.flag("dry_run")? {
         context.cluster.linearizable(left(deadline)).await?;
         let (current, same) = context.cluster.read(|state| {
@@ -158,10 +165,15 @@ pub(super) async fn rollback(
     body: Incoming,
 ) -> Result<Answer, ApiError> {
     let query = Query::new(query, &[])?;
-    let deadline = Instant::now() + query.timeout()?;
-    let body = read_body(body, 4096, query.timeout()?).await?;
-    let Rollback { version: to, if_version } = from_json(&body)?;
-    let expected = expected(headers)?.or(if_version);
+    let deadline = query.deadline()?;
+    let expected = expected(headers)?;
+    let mut fields = Fields::new(&read_body(body, 4096, deadline).await?, &["version"])?;
+    let to = fields.number("version");
+    if to.is_none() {
+        fields.wrong("version", "is not the number of a version".into(), "");
+    }
+    fields.checked()?;
+    let to = to.unwrap_or_default();
     let by = format!("{} at {}, rollback to {to}", peer.ip(), context.node);
     apply(context, Command::RollbackDocument { to, expected, by, at_ms: wall_clock_ms() }, deadline).await
 }
@@ -180,63 +192,90 @@ pub(super) async fn versions(context: &Context, query: Option<&str>) -> Result<A
 /// `GET /v1/config/status`
 pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
     let query = Query::new(query, &["wait", "stale"])?;
-    let deadline = Instant::now() + query.timeout()?;
+    let deadline = query.deadline()?;
     let wait = query.number("wait")?;
     context.consistent(&query).await?;
     let version = wait.unwrap_or_else(|| context.cluster.read(|state| state.documents().current_version()));
     let nodes = match wait {
-        Some(_) => settled(context, version, deadline).await,
+        Some(_) => settled(context, version, deadline, Duration::ZERO).await,
         None => look(context, version, left(deadline)).await,
     };
+    if wait.is_some() && nodes.iter().any(|(_, running)| running.is_open()) {
+        let detail = format!("not every node runs version {version} yet");
+        return Err(ApiError::NotYet { detail, version, nodes: in_words(nodes) });
+    }
     let nodes = nodes.into_iter().map(|(name, running)| (name, running.json(version))).collect();
     let version = context.cluster.read(|state| state.documents().current_version());
     Ok(json(StatusCode::OK, &StatusJson { version, nodes }))
 }
 
-/// Validates and compiles, off the runtime's threads: a large document takes long.
-async fn checked(content: Arc<str>) -> Result<(), ApiError> {
-    let checked = tokio::task::spawn_blocking(move || {
-        let document = check::document(&content)?;
-        let compiled = RoutingTable::compile(0, &document, &BTreeMap::new(), &RoutingTable::default());
-        compiled.map(|_| ()).map_err(|error| vec![Problem::general(error.to_string(), None)])
-    });
-    match checked.await {
-        Ok(checked) => checked.map_err(ApiError::Invalid),
-        Err(error) => Err(ApiError::Unavailable(format!(
-            "the document could not be checked: {error}; nothing was written"
-        ))),
-    }
-}
-
-/// Proposes, then waits until every live node runs the new version or says why not.
+/// Proposes, then waits until every live node runs the new version. If one says that it cannot, the version
+/// before is made current again, so that what runs and what a restart finds stay the same (P7).
 async fn apply(context: &Context, command: Command, deadline: Instant) -> Result<Answer, ApiError> {
     let (version, changed) = match context.cluster.propose(command, left(deadline)).await? {
         Outcome::Documented { version, changed } => (version, changed),
         outcome => return Err(unexpected(outcome)),
     };
-    let nodes = settled(context, version, deadline).await;
+    // What was refused before is tried again by itself: give that the time to happen.
+    let patience = if changed { Duration::ZERO } else { REFUSED_BEFORE };
+    let nodes = settled(context, version, deadline, patience).await;
     let failed = nodes.iter().find_map(|(name, running)| match running {
-        Running::Failed(runs, reason) => Some(format!(
-            "version {version} is stored, but {name} cannot run it: {reason}; it goes on with version {runs}: correct the document or roll back"
-        )),
-        Running::Active | Running::Pending(_) | Running::Unreachable => None,
+        Running::Failed(_, reason) => Some(format!("version {version} was refused by {name}: {reason}")),
+        Running::Active | Running::Pending(_) | Running::Unreachable | Running::Unheard => None,
     });
-    let nodes: BTreeMap<String, String> =
-        nodes.into_iter().map(|(name, running)| (name, running.text())).collect();
-    if let Some(detail) = failed {
-        return Err(ApiError::Conflict { detail, nodes: serde_json::json!(nodes) });
+    if let Some(refused) = failed {
+        let then =
+            if changed { restore(context, version, deadline).await } else { "it stays current".into() };
+        let detail = format!("{refused}; {then}: correct the document and apply it again");
+        return Err(ApiError::Conflict { detail, nodes: in_words(nodes) });
     }
+    if nodes.iter().any(|(_, running)| running.is_open()) {
+        let detail = format!(
+            "version {version} is written, but not every node runs it yet; see GET /v1/config/status?wait={version}"
+        );
+        return Err(ApiError::NotYet { detail, version, nodes: in_words(nodes) });
+    }
+    let nodes = in_words(nodes);
     let mut answer = json(StatusCode::OK, &Applied { version, dry_run: None, changed, nodes });
     tag(answer.headers_mut(), version);
     Ok(answer)
 }
 
-/// What each node makes of `version`, once none that answers is still on its way to it, or at the deadline.
-async fn settled(context: &Context, version: u64, deadline: Instant) -> Vec<(String, Running)> {
+/// Makes the version before `version` current again, unless something else is by now; says what became of it.
+async fn restore(context: &Context, version: u64, deadline: Instant) -> String {
+    let to = version - 1;
+    if to == 0 {
+        return "there is no version before it, so it stays current".into();
+    }
+    let by = format!("{}, which restores version {to}", context.node);
+    let command = Command::RollbackDocument { to, expected: Some(version), by, at_ms: wall_clock_ms() };
+    match context.cluster.propose(command, left(deadline).max(RESTORE_TIMEOUT)).await {
+        Ok(Outcome::Documented { version, .. }) => {
+            format!("version {version} restores version {to}'s content")
+        }
+        Ok(Outcome::Refused(Refusal::StaleDocument { current, .. })) => {
+            format!("version {current} has taken its place meanwhile")
+        }
+        Ok(outcome) => format!("it stays current, as version {to} cannot be restored ({outcome:?})"),
+        Err(error) => format!("whether it stays current or version {to} is restored is not known ({error})"),
+    }
+}
+
+/// What each node makes of `version`: once a node cannot run it (and could not for `patience`), once none that
+/// answers is still on its way to it, or at the deadline.
+async fn settled(
+    context: &Context,
+    version: u64,
+    deadline: Instant,
+    patience: Duration,
+) -> Vec<(String, Running)> {
+    let patient_until = Instant::now() + patience;
     loop {
         let nodes = look(context, version, left(deadline)).await;
-        let pending = nodes.iter().any(|(_, running)| matches!(running, Running::Pending(_)));
-        if !pending || left(deadline) <= POLL {
+        let failed = nodes.iter().any(|(_, running)| matches!(running, Running::Failed(..)));
+        let open = nodes.iter().any(|(_, running)| running.is_open());
+        let wait = if failed { Instant::now() < patient_until } else { open };
+        if !wait || left(deadline) <= POLL {
             return nodes;
         }
         tokio::time::sleep(POLL).await;
@@ -245,17 +284,23 @@ async fn settled(context: &Context, version: u64, deadline: Instant) -> Vec<(Str
 
 async fn look(context: &Context, version: u64, left: Duration) -> Vec<(String, Running)> {
     let reports = context.cluster.member_reports(REPORT_TIMEOUT.min(left)).await;
-    reports.into_iter().map(|(member, report)| (member.name, Running::of(version, report))).collect()
+    let silent = || if left < REPORT_TIMEOUT { Running::Unheard } else { Running::Unreachable };
+    let running =
+        |report: Option<MemberReport>| report.map_or_else(silent, |report| Running::of(version, &report));
+    reports.into_iter().map(|(member, report)| (member.name, running(report))).collect()
 }
 
-/// What is left until the deadline, and at least a little, so that an answer can still be taken.
-fn left(deadline: Instant) -> Duration {
-    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(10))
+fn in_words(nodes: Vec<(String, Running)>) -> BTreeMap<String, String> {
+    nodes.into_iter().map(|(name, running)| (name, running.text())).collect()
 }
 
 /// The version of `If-Match`; `*` and its absence mean any.
 fn expected(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
-    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    let mut values = headers.get_all(header::IF_MATCH).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    if values.next().is_some() {
+        return Err(ApiError::Malformed("`If-Match` is there twice".into()));
+    }
     let text = value.to_str().unwrap_or_default().trim();
     if text == "*" {
         return Ok(None);
@@ -292,12 +337,19 @@ fn rfc3339(at_ms: u64) -> String {
 // === impl Running ===
 
 impl Running {
-    fn of(version: u64, report: Option<MemberReport>) -> Self {
-        let Some(report) = report else { return Self::Unreachable };
+    fn of(version: u64, report: &MemberReport) -> Self {
         match refusal_of(version, &report.config_error) {
             Some(reason) => Self::Failed(report.config_version, reason.to_owned()),
             None if report.config_version >= version => Self::Active,
             None => Self::Pending(report.config_version),
+        }
+    }
+
+    /// Whether waiting may still show something else.
+    fn is_open(&self) -> bool {
+        match self {
+            Self::Pending(_) | Self::Unheard => true,
+            Self::Active | Self::Failed(..) | Self::Unreachable => false,
         }
     }
 
@@ -307,6 +359,7 @@ impl Running {
             Self::Pending(runs) => format!("pending: still runs version {runs}"),
             Self::Failed(_, reason) => format!("failed: {reason}"),
             Self::Unreachable => "unreachable".into(),
+            Self::Unheard => "unknown: it did not answer in time".into(),
         }
     }
 
@@ -318,6 +371,7 @@ impl Running {
                 NodeJson { state: "failed", version: Some(runs), error: Some(reason) }
             }
             Self::Unreachable => NodeJson { state: "unreachable", version: None, error: None },
+            Self::Unheard => NodeJson { state: "unknown", version: None, error: None },
         }
     }
 }
@@ -360,5 +414,9 @@ mod tests {
         assert_eq!(expected("*"), Ok(None));
         assert!(expected("W/\"3\"").is_err());
         assert!(expected("").is_err());
+        let mut twice = HeaderMap::new();
+        twice.append(header::IF_MATCH, HeaderValue::from_static("*"));
+        twice.append(header::IF_MATCH, HeaderValue::from_static("\"3\""));
+        assert!(super::expected(&twice).is_err());
     }
 }

@@ -3,6 +3,8 @@
 //! Invariant: a call whose outcome is not known is `Unknown` and nothing else (P5). Neighbours: every handler
 //! returns [`ApiError`]; `answer` alone turns it into RFC 9457 problem+json.
 
+use std::collections::BTreeMap;
+
 use gogate_cluster::{
     ProposeError, ReadError,
     state::{NodeId, Refusal},
@@ -19,6 +21,15 @@ pub enum ApiError {
     /// The call itself is wrong.
     #[error("{0}")]
     Malformed(String),
+    /// A page of somewhere else made a browser send it.
+    #[error("this call comes from a page of `{origin}`, which is not this node; nothing was done")]
+    Forbidden {
+        /// As the browser said.
+        origin: String,
+    },
+    /// The body is not in a format that the call takes.
+    #[error("the body of this call is JSON: send `Content-Type: application/json`")]
+    MediaType,
     /// Nothing is there.
     #[error("{0}")]
     NotFound(String),
@@ -34,7 +45,17 @@ pub enum ApiError {
         /// Which node, and why.
         detail: String,
         /// What each node runs.
-        nodes: serde_json::Value,
+        nodes: BTreeMap<String, String>,
+    },
+    /// It is written, and not every node runs it yet.
+    #[error("{detail}")]
+    NotYet {
+        /// Which version, and what to do.
+        detail: String,
+        /// Its number.
+        version: u64,
+        /// What each node runs.
+        nodes: BTreeMap<String, String>,
     },
     /// The caller knew another version.
     #[error("{detail}")]
@@ -51,7 +72,7 @@ pub enum ApiError {
         limit: usize,
     },
     /// The document or the instance is not valid.
-    #[error("{} problem(s); nothing was changed", .0.len())]
+    #[error("{}; nothing was changed", count(.0.len()))]
     Invalid(Vec<Problem>),
     /// Nothing was written, or nothing can be read, now.
     #[error("{0}")]
@@ -73,9 +94,15 @@ struct ProblemJson<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     current: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    nodes: Option<&'a serde_json::Value>,
+    version: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nodes: Option<&'a BTreeMap<String, String>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     problems: Option<&'a [Problem]>,
+}
+
+fn count(problems: usize) -> String {
+    format!("{problems} problem{}", if problems == 1 { "" } else { "s" })
 }
 
 // === impl ApiError ===
@@ -85,9 +112,12 @@ impl ApiError {
     fn table(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Malformed(_) => (StatusCode::BAD_REQUEST, "malformed request", "malformed"),
+            Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "forbidden", "forbidden"),
+            Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported media type", "media-type"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not found", "not-found"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed", "method"),
             Self::Conflict { .. } => (StatusCode::CONFLICT, "a node cannot run it", "conflict"),
+            Self::NotYet { .. } => (StatusCode::GATEWAY_TIMEOUT, "not running everywhere yet", "not-yet"),
             Self::Stale { .. } => (StatusCode::PRECONDITION_FAILED, "stale version", "stale"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body too large", "too-large"),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not valid", "invalid"),
@@ -107,7 +137,11 @@ impl ApiError {
             detail: self.to_string(),
             leader: leader.filter(|_| helps),
             current: if let Self::Stale { current, .. } = self { Some(*current) } else { None },
-            nodes: if let Self::Conflict { nodes, .. } = self { Some(nodes) } else { None },
+            version: if let Self::NotYet { version, .. } = self { Some(*version) } else { None },
+            nodes: match self {
+                Self::Conflict { nodes, .. } | Self::NotYet { nodes, .. } => Some(nodes),
+                _ => None,
+            },
             problems: if let Self::Invalid(problems) = self { Some(problems) } else { None },
         };
         let mut answer = Response::new(body_of(&problem));
@@ -135,7 +169,7 @@ impl From<ProposeError> for ApiError {
 
 impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
-        Self::Unavailable(error.to_string())
+        Self::Unavailable(error.reason)
     }
 }
 
@@ -145,6 +179,7 @@ impl From<Refusal> for ApiError {
         match refusal {
             Refusal::UnknownInstance { .. } | Refusal::UnknownVersion { .. } => Self::NotFound(detail),
             Refusal::StaleDocument { current, .. } => Self::Stale { current, detail },
+            Refusal::RegistryFull { .. } => Self::Unavailable(detail),
             // Node ids are never proposed through this API.
             Refusal::UsedNode { .. } => Self::Malformed(detail),
         }

@@ -3,7 +3,7 @@
 //! Invariants: liveness never depends on a quorum; ready means that this node can serve traffic, which it can
 //! without a quorum too (P1), and `?verbose` says so. Neighbours: `publish` knows what runs.
 
-use std::{fmt::Write, time::Duration};
+use std::{collections::BTreeMap, fmt::Write, time::Duration};
 
 use gogate_cluster::{BUCKETS, DurationTotals};
 use http::{HeaderValue, StatusCode, header};
@@ -32,7 +32,9 @@ pub(super) async fn ready(context: &Context, query: Option<&str>) -> Result<Answ
     let draining = context.proxy.is_draining();
     let (version, error) = (context.published.version(), context.published.error());
     let known = context.published.once() && (version > 0 || *context.caught_up.borrow());
-    let ready = known && !draining;
+    // Without a document there is nothing to serve and nothing wrong; with one that cannot run there is.
+    let runs = version > 0 || error.is_empty();
+    let ready = known && runs && !draining;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if !query.flag("verbose")? {
         return Ok(text(status, if ready { "ok\n" } else { "not ready\n" }));
@@ -48,10 +50,11 @@ pub(super) async fn ready(context: &Context, query: Option<&str>) -> Result<Answ
     line(
         error.is_empty(),
         "config",
-        &if error.is_empty() {
-            format!("version {version} runs")
-        } else {
-            format!("version {version} runs, not {error}")
+        &match (version, error.as_str()) {
+            (0, "") => "there is no gateway document yet".to_owned(),
+            (_, "") => format!("version {version} runs"),
+            (0, error) => format!("nothing runs: {error}"),
+            (_, error) => format!("version {version} runs, not {error}"),
         },
     );
     match quorum {
@@ -64,7 +67,13 @@ pub(super) async fn ready(context: &Context, query: Option<&str>) -> Result<Answ
 
 /// `GET /metrics`
 pub(super) async fn metrics(context: &Context) -> Result<Answer, ApiError> {
-    let mut families = within(GATHER_TIMEOUT, context.proxy.gather()).await.unwrap_or_default();
+    // Without the proxy's own, the counters would seem to be gone: no scrape is better than half of one.
+    let Some(mut families) = within(GATHER_TIMEOUT, context.proxy.gather()).await else {
+        let seconds = GATHER_TIMEOUT.as_secs();
+        return Err(ApiError::Unavailable(format!(
+            "the proxy's workers did not tell their counts in {seconds} s"
+        )));
+    };
     match control(context) {
         Ok(own) => families.extend(own),
         Err(error) => {
@@ -106,17 +115,23 @@ fn control(context: &Context) -> Result<Vec<MetricFamily>, prometheus::Error> {
     let leads = status.leader == Some(status.node);
     gauge(metrics::RAFT_IS_LEADER, "1 if this node leads.", u64::from(leads))?;
     gauge(metrics::RAFT_APPLIED_INDEX, "The log index that this node's state has reached.", status.applied)?;
-    let lags = gauges(metrics::RAFT_PEER_LAG, "Entries that a peer is behind; known on the leader.", "peer")?;
+    let lags =
+        gauges(metrics::RAFT_PEER_LAG, "Entries that a peer's log is behind; known on the leader.", "peer")?;
     for member in status.members.iter().filter(|member| member.id != status.node) {
         if let Some(lag) = member.lag {
             set(&lags, &member.name, lag);
         }
     }
 
-    let (current, services) = context.cluster.read(|state| {
-        let services: Vec<_> =
-            state.registry().services().map(|(name, count)| (name.clone(), count)).collect();
-        (state.documents().current_version(), services)
+    let declared = context.published.services();
+    let (current, instances_of) = context.cluster.read(|state| {
+        let mut counts: BTreeMap<&str, usize> = declared.iter().map(|name| (name.as_str(), 0)).collect();
+        for (name, count) in state.registry().services() {
+            // Names come from whoever registers: those that no document knows count together.
+            let known = declared.get(&**name).map_or(metrics::OTHER, String::as_str);
+            *counts.entry(known).or_default() += count;
+        }
+        (state.documents().current_version(), counts)
     });
     let versions = gauges(
         metrics::CONFIG_VERSION,
@@ -126,9 +141,8 @@ fn control(context: &Context) -> Result<Vec<MetricFamily>, prometheus::Error> {
     set(&versions, "active", context.published.version());
     set(&versions, "current", current);
     let instances = gauges(metrics::REGISTRY_INSTANCES, "Registered instances.", "service")?;
-    // Names come from whoever registers; the registry's own bound is what bounds them.
-    for (name, count) in &services {
-        set(&instances, name, u64::try_from(*count).unwrap_or(u64::MAX));
+    for (service, count) in instances_of {
+        set(&instances, service, u64::try_from(count).unwrap_or(u64::MAX));
     }
     let expirations = IntCounter::new(
         metrics::REGISTRY_EXPIRATIONS_TOTAL,

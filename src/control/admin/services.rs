@@ -10,15 +10,15 @@ use gogate_cluster::state::{Command, Instance, Outcome, Registration, Registry};
 use http::{HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::{
     Context,
-    answer::{Answer, INDEX, Query, from_json, json, read_body},
+    answer::{Answer, Fields, INDEX, Query, json, left, read_body},
     error::ApiError,
 };
 use crate::{
-    config::{Problem, check_name, parse_duration, reach},
+    config::{check_name, parse_duration, problem::shown, reach},
     control::heartbeats::Taken,
 };
 
@@ -31,29 +31,14 @@ const TEXT_MAX: usize = 255;
 /// Tags of an instance, and entries of its metadata.
 const LABELS_MAX: usize = 64;
 
+/// The life without a heartbeat unless it is given.
+const TTL_DEFAULT: Duration = Duration::from_secs(30);
+
 /// The longest life without a heartbeat: a day.
 const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 
 /// The shortest: below it, a beat a second would be too slow.
 const TTL_MIN: Duration = Duration::from_secs(1);
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Written<'a> {
-    #[serde(borrow, default)]
-    id: Option<std::borrow::Cow<'a, str>>,
-    #[serde(borrow)]
-    name: std::borrow::Cow<'a, str>,
-    address: String,
-    #[serde(borrow, default)]
-    ttl: Option<std::borrow::Cow<'a, str>>,
-    #[serde(default)]
-    weight: Option<u32>,
-    #[serde(default)]
-    metadata: BTreeMap<String, String>,
-    #[serde(default)]
-    tags: Vec<String>,
-}
 
 #[derive(Serialize)]
 struct InstanceJson<'a> {
@@ -87,10 +72,9 @@ pub(super) async fn register(
     query: Option<&str>,
     body: Incoming,
 ) -> Result<Answer, ApiError> {
-    let timeout = Query::new(query, &[])?.timeout()?;
-    let body = read_body(body, BODY_MAX, timeout).await?;
-    let registration = check(from_json(&body)?).map_err(ApiError::Invalid)?;
-    match context.cluster.propose(Command::Register(registration), timeout).await? {
+    let deadline = Query::new(query, &[])?.deadline()?;
+    let registration = registration(&read_body(body, BODY_MAX, deadline).await?)?;
+    match context.cluster.propose(Command::Register(registration), left(deadline)).await? {
         Outcome::Registered { instance, created, expires_in_ms } => {
             let status = if created { StatusCode::CREATED } else { StatusCode::OK };
             let index = instance.epoch;
@@ -104,12 +88,13 @@ pub(super) async fn register(
 
 /// `GET /v1/services`
 pub(super) async fn list(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
-    let query = Query::new(query, &["name", "tag", "stale", "index", "wait"])?;
-    if query.get("index")?.is_some() || query.get("wait")?.is_some() {
+    let blocking = |pair: &str| pair.starts_with("index=") || pair.starts_with("wait=");
+    if query.is_some_and(|text| text.split('&').any(blocking)) {
         return Err(ApiError::Malformed(
             "blocking reads (`index`, `wait`) are not supported yet: ask again instead".into(),
         ));
     }
+    let query = Query::new(query, &["name", "tag", "stale"])?;
     let (name, tag) = (query.get("name")?, query.get("tag")?);
     context.consistent(&query).await?;
     let (index, instances) = context.cluster.read(|state| {
@@ -199,70 +184,69 @@ pub(super) fn unexpected(outcome: Outcome) -> ApiError {
     }
 }
 
-/// Everything that is wrong with an instance, or the instance to be.
-fn check(written: Written<'_>) -> Result<Registration, Vec<Problem>> {
-    let mut problems = Vec::new();
-    let mut wrong = |path: &str, problem: String, suggestion: &str| {
-        let suggestion = Some(suggestion.to_owned()).filter(|text| !text.is_empty());
-        problems.push(Problem { path: path.into(), ..Problem::general(problem, suggestion) });
-    };
-    let mut text = |path: &str, value: &str, may_be_empty: bool| {
-        if value.len() > TEXT_MAX {
-            wrong(path, format!("has {} bytes, more than {TEXT_MAX}", value.len()), "");
-        } else if value.chars().any(char::is_control) || (value.is_empty() && !may_be_empty) {
-            wrong(path, "is empty or has control characters".into(), "use printable characters");
+/// The instance to be that `body` asks for, or everything that is wrong with it.
+fn registration(body: &[u8]) -> Result<Registration, ApiError> {
+    let mut fields = Fields::new(body, &["id", "name", "address", "ttl", "weight", "metadata", "tags"])?;
+    let id = fields.text("id");
+    let name = fields.needed("name");
+    let address = fields.needed("address");
+    let (weight, ttl) = (fields.number("weight").unwrap_or(1), fields.text("ttl"));
+    let (metadata, tags) = (fields.texts_by_name("metadata"), fields.texts("tags"));
+
+    if let Some(id) = &id {
+        check_text(&mut fields, "id", id, false);
+    }
+    for (key, value) in &metadata {
+        check_text(&mut fields, "metadata", key, false);
+        check_text(&mut fields, &format!("metadata.{}", shown(key)), value, true);
+    }
+    for tag in &tags {
+        check_text(&mut fields, "tags", tag, false);
+    }
+    if metadata.len() > LABELS_MAX || tags.len() > LABELS_MAX {
+        fields.wrong("metadata", format!("more than {LABELS_MAX} entries of metadata or tags"), "");
+    }
+    if let Some(name) = &name
+        && let Err(rule) = check_name(name)
+    {
+        fields.wrong("name", format!("`{}` cannot name a service", shown(name)), rule);
+    }
+    let address = address.and_then(|written| match reach(&written) {
+        Ok(address) => Some(address),
+        Err((problem, suggestion)) => {
+            let usual = "write host:port, as in 10.0.0.5:9000 or [::1]:9000";
+            fields.wrong("address", problem, suggestion.as_deref().unwrap_or(usual));
+            None
         }
-    };
-    if let Some(id) = &written.id {
-        text("id", id, false);
-    }
-    for (key, value) in &written.metadata {
-        text("metadata", key, false);
-        text(&format!("metadata.{}", crate::config::problem::shown(key)), value, true);
-    }
-    for tag in &written.tags {
-        text("tags", tag, false);
-    }
-    if written.metadata.len() > LABELS_MAX || written.tags.len() > LABELS_MAX {
-        wrong("metadata", format!("more than {LABELS_MAX} entries of metadata or tags"), "");
-    }
-    if let Err(rule) = check_name(&written.name) {
-        wrong(
-            "name",
-            format!("`{}` cannot name a service", crate::config::problem::shown(&written.name)),
-            rule,
-        );
-    }
-    let address = reach(&written.address).unwrap_or_else(|(problem, suggestion)| {
-        let usual = "write host:port, as in 10.0.0.5:9000 or [::1]:9000";
-        wrong("address", problem, suggestion.as_deref().unwrap_or(usual));
-        String::new()
     });
-    let weight = written.weight.unwrap_or(1);
-    if !(1..=65535).contains(&weight) {
-        wrong("weight", format!("{weight} is not a weight"), "use 1 to 65535");
+    let weight = u32::try_from(weight).ok().filter(|weight| (1..=65535).contains(weight));
+    if weight.is_none() {
+        fields.wrong("weight", "is not a weight".into(), "use 1 to 65535");
     }
-    let ttl = match written.ttl.as_deref() {
-        None => Duration::from_secs(30),
-        Some(text) => match parse_duration(text) {
-            Ok(ttl) if ttl.is_zero() || (TTL_MIN..=TTL_MAX).contains(&ttl) => ttl,
-            _ => {
-                let shown = crate::config::problem::shown(text);
-                wrong("ttl", format!("`{shown}` is not a life"), "use 1s to 24h, or 0s to never expire");
-                Duration::ZERO
-            }
-        },
+    let ttl = ttl.map_or(Some(TTL_DEFAULT), |written| {
+        let ttl = parse_duration(&written).ok();
+        let ttl = ttl.filter(|ttl| ttl.is_zero() || (TTL_MIN..=TTL_MAX).contains(ttl));
+        if ttl.is_none() {
+            let problem = format!("`{}` is not a life", shown(&written));
+            fields.wrong("ttl", problem, "use 1s to 24h, or 0s to never expire");
+        }
+        ttl
+    });
+    fields.checked()?;
+    let (Some(name), Some(address), Some(weight), Some(ttl)) = (name, address, weight, ttl) else {
+        return Err(ApiError::Malformed("the body is not an instance".into()));
     };
-    if !problems.is_empty() {
-        return Err(problems);
-    }
-    let id = match written.id {
-        Some(id) => Arc::from(id.as_ref()),
-        None => Arc::from(format!("{}-{:016x}", written.name, rand::random::<u64>())),
-    };
+    let id = id.unwrap_or_else(|| format!("{name}-{:016x}", rand::random::<u64>()));
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
-    let Written { name, metadata, tags, .. } = written;
-    Ok(Registration { id, name: Arc::from(name.as_ref()), address, ttl_ms, weight, metadata, tags })
+    Ok(Registration { id: id.into(), name: name.into(), address, ttl_ms, weight, metadata, tags })
+}
+
+fn check_text(fields: &mut Fields, path: &str, value: &str, may_be_empty: bool) {
+    if value.len() > TEXT_MAX {
+        fields.wrong(path, format!("has {} bytes, more than {TEXT_MAX}", value.len()), "");
+    } else if value.chars().any(char::is_control) || (value.is_empty() && !may_be_empty) {
+        fields.wrong(path, "is empty or has control characters".into(), "use printable characters");
+    }
 }
 
 // === impl InstanceJson ===
@@ -302,14 +286,16 @@ mod tests {
 
     #[track_caller]
     fn problems_of(body: &str) -> Vec<String> {
-        let written: Written<'_> = serde_json::from_str(body).unwrap();
-        check(written).err().unwrap_or_default().into_iter().map(|problem| problem.path).collect()
+        match registration(body.as_bytes()) {
+            Ok(_) => Vec::new(),
+            Err(ApiError::Invalid(problems)) => problems.into_iter().map(|problem| problem.path).collect(),
+            Err(other) => panic!("{other}"),
+        }
     }
 
     #[test]
     fn an_instance_needs_a_name_and_an_address_only() {
-        let written = serde_json::from_str(r#"{"name":"api","address":"10.0.0.1:80"}"#).unwrap();
-        let registration = check(written).unwrap();
+        let registration = registration(br#"{"name":"api","address":"10.0.0.1:80"}"#).unwrap();
         assert_eq!((registration.ttl_ms, registration.weight), (30_000, 1));
         assert!(registration.id.starts_with("api-"));
     }
@@ -318,6 +304,10 @@ mod tests {
     fn every_problem_is_listed() {
         let body = r#"{"id":"","name":"a\nb","address":"nowhere","ttl":"soon","weight":0}"#;
         assert_eq!(problems_of(body), ["id", "name", "address", "weight", "ttl"]);
+        let body = r#"{"adress":"h:1","id":7,"ttl":30,"weight":-1,"tags":["a",1],"metadata":[]}"#;
+        let wrong = ["adress", "id", "name", "address", "weight", "ttl", "metadata", "tags"];
+        assert_eq!(problems_of(body), wrong);
+        assert_eq!(problems_of(r#"["a","api","h:1"]"#)[0], "", "a list is no instance");
     }
 
     #[test]
