@@ -167,7 +167,9 @@ fn weight(command: &Command) -> usize {
     const FIXED: usize = 64;
     FIXED
         + match command {
-            Command::Tick { heartbeats, .. } => heartbeats.iter().map(|beat| beat.id.len() + 16).sum(),
+            Command::Tick { heartbeats, .. } => {
+                heartbeats.iter().map(|beat| heartbeat_weight(&beat.id)).sum()
+            }
             Command::Register(registration) => {
                 let metadata: usize =
                     registration.metadata.iter().map(|(key, value)| key.len() + value.len() + 4).sum();
@@ -179,6 +181,11 @@ fn weight(command: &Command) -> usize {
             Command::RollbackDocument { by, .. } => by.len(),
             Command::AdmitNode(node) => node.name.len(),
         }
+}
+
+/// About how many bytes a heartbeat takes in a tick.
+pub(crate) fn heartbeat_weight(id: &str) -> usize {
+    id.len() + 16
 }
 
 fn not_done(reason: String) -> ProposeError {
@@ -438,7 +445,8 @@ impl Flight {
 // === impl TickClock ===
 
 impl TickClock {
-    /// The time since the last tick, for a batch of `term`; a tick at its front is filled in and starts anew.
+    /// The time since the last tick, for a batch of `term`; a tick at its front is filled in and starts anew,
+    /// unless it was proposed without time.
     fn stamp(&mut self, term: u64, commands: &mut [Command], now: Instant) -> u64 {
         if self.term != term {
             *self = Self { term, ticked: None };
@@ -446,7 +454,7 @@ impl TickClock {
         let since = self.ticked.map_or(Duration::ZERO, |ticked| now - ticked);
         let since_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         match commands.first_mut() {
-            Some(Command::Tick { elapsed_ms, .. }) => {
+            Some(Command::Tick { elapsed_ms, .. }) if *elapsed_ms > 0 => {
                 *elapsed_ms = since_ms;
                 // Only whole milliseconds were told: the rest counts for the next tick.
                 self.ticked =
@@ -477,28 +485,42 @@ mod tests {
     fn the_first_tick_of_a_term_carries_no_time() {
         let mut clock = TickClock::default();
         let start = Instant::now();
-        let mut commands = [tick()];
-        assert_eq!(clock.stamp(3, &mut commands, start), 0);
-        assert_eq!(elapsed(&commands), Some(0));
+        let mut stamp = |term, now| {
+            let mut commands = [tick()];
+            assert_eq!(clock.stamp(term, &mut commands, now), 0);
+            elapsed(&commands)
+        };
+        assert_eq!(stamp(3, start), Some(0));
         let later = start + Duration::from_micros(1_000_900);
-        assert_eq!(clock.stamp(3, &mut commands, later), 0);
-        assert_eq!(elapsed(&commands), Some(1000));
-        clock.stamp(4, &mut commands, later + Duration::from_secs(9));
-        assert_eq!(elapsed(&commands), Some(0));
+        assert_eq!(stamp(3, later), Some(1000));
+        assert_eq!(stamp(4, later + Duration::from_secs(9)), Some(0));
     }
 
     #[test]
     fn parts_of_a_millisecond_are_not_lost() {
         let mut clock = TickClock::default();
         let start = Instant::now();
-        let mut commands = [tick()];
-        clock.stamp(1, &mut commands, start);
+        clock.stamp(1, &mut [tick()], start);
         let mut told = 0;
         for step in 1..=10u32 {
+            let mut commands = [tick()];
             clock.stamp(1, &mut commands, start + Duration::from_micros(1500) * step);
             told += elapsed(&commands).expect("it is a tick");
         }
         assert_eq!(told, 15);
+    }
+
+    #[test]
+    fn a_tick_without_time_leaves_it_to_the_next_one() {
+        let mut clock = TickClock::default();
+        let start = Instant::now();
+        clock.stamp(1, &mut [tick()], start);
+        let mut beats = [Command::Tick { elapsed_ms: 0, heartbeats: Vec::new() }];
+        assert_eq!(clock.stamp(1, &mut beats, start + Duration::from_millis(700)), 700);
+        assert_eq!(elapsed(&beats), Some(0));
+        let mut commands = [tick()];
+        clock.stamp(1, &mut commands, start + Duration::from_secs(1));
+        assert_eq!(elapsed(&commands), Some(1000));
     }
 
     #[test]

@@ -73,6 +73,8 @@ const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a start that waits says for what.
 const PROGRESS_PERIOD: Duration = Duration::from_secs(5);
 
+const STOPPED: &str = "this node has stopped";
+
 /// What is configured of this node and its group.
 #[derive(Debug, Clone)]
 pub(crate) struct Facts {
@@ -143,8 +145,21 @@ impl Door {
 
     /// Lets nobody in any more, and gives the data folder back.
     pub(crate) fn close(&self) -> Option<DataDir> {
+        // The folder first: without a node, what lay in it at the start is what `is_pristine` goes by.
+        let dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner).take();
         *self.node.write().unwrap_or_else(PoisonError::into_inner) = None;
-        self.dir.lock().unwrap_or_else(PoisonError::into_inner).take()
+        dir
+    }
+
+    /// Whether nothing can have been agreed with this node, which before it runs only its disk can tell.
+    async fn is_pristine(&self) -> Result<bool, String> {
+        if let Some(node) = self.node() {
+            return Ok(node.core.is_pristine().await);
+        }
+        match self.dir.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            Some(dir) => Ok(!dir.used),
+            None => Err(STOPPED.to_owned()),
+        }
     }
 
     /// What lies on the disk.
@@ -155,7 +170,7 @@ impl Door {
     /// Keeps what `change` makes of the identity; returns when it is on the disk.
     fn keep<E: From<String>>(&self, change: impl FnOnce(&mut Identity) -> Result<(), E>) -> Result<(), E> {
         let mut dir = self.dir.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(dir) = dir.as_mut() else { return Err("this node has stopped".to_owned().into()) };
+        let Some(dir) = dir.as_mut() else { return Err(STOPPED.to_owned().into()) };
         let mut identity = dir.identity.clone();
         change(&mut identity)?;
         if identity == dir.identity {
@@ -181,14 +196,11 @@ impl Door {
         }
     }
 
-    /// What this node answers when it is asked who it is.
-    pub(crate) async fn identify(&self) -> v1::IdentifyReply {
-        let pristine = match self.node() {
-            None => true,
-            Some(node) => node.core.is_pristine().await,
-        };
+    /// What this node answers when it is asked who it is; nothing once it has stopped.
+    pub(crate) async fn identify(&self) -> Result<v1::IdentifyReply, Status> {
+        let pristine = self.is_pristine().await.map_err(Status::unavailable)?;
         let whoami = self.identity();
-        v1::IdentifyReply {
+        Ok(v1::IdentifyReply {
             name: self.facts.name.clone(),
             cluster_name: self.facts.cluster_name.clone(),
             peer: self.facts.advertise.clone(),
@@ -198,15 +210,12 @@ impl Door {
             node: whoami.node,
             pristine,
             role: role(self.facts.learner).to_owned(),
-        }
+        })
     }
 
     /// Keeps what the founder made, or says why not.
     pub(crate) async fn adopt(&self, request: v1::AdoptRequest) -> Result<(), String> {
-        let pristine = match self.node() {
-            None => true,
-            Some(node) => node.core.is_pristine().await,
-        };
+        let pristine = self.is_pristine().await?;
         let name = &self.facts.name;
         if request.cluster_name != self.facts.cluster_name {
             return Err(format!(
@@ -557,5 +566,75 @@ fn replace_founder(door: &Door, id: NodeId, reply: &v1::IdentifyReply) {
     });
     if let Err(problem) = kept.map_err(|problem: String| problem) {
         tracing::warn!(problem, "the list of founders cannot be kept");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{LogStore, Meta, Owner};
+
+    fn dir(folder: &tempfile::TempDir) -> DataDir {
+        let owner = Owner { cluster_name: "demo", name: "n2", learner: false };
+        DataDir::open(folder.path(), owner).unwrap()
+    }
+
+    fn door(dir: DataDir) -> Door {
+        let facts = Facts {
+            name: "n2".to_owned(),
+            cluster_name: "demo".to_owned(),
+            expect: 2,
+            peers: vec!["a:1".to_owned(), "b:1".to_owned()],
+            learner: false,
+            advertise: "b:1".to_owned(),
+            admin: String::new(),
+            secret: None,
+        };
+        Door::new(facts, Links::new(None).unwrap(), dir)
+    }
+
+    fn adoption(uuid: &str, own: u64) -> v1::AdoptRequest {
+        let founder = |node, peer: &str, incarnation| v1::Founder {
+            node,
+            peer: peer.to_owned(),
+            incarnation,
+            ..v1::Founder::default()
+        };
+        v1::AdoptRequest {
+            cluster_name: "demo".to_owned(),
+            cluster_uuid: uuid.to_owned(),
+            founders: vec![founder(1, "a:1", 77), founder(2, "b:1", own)],
+        }
+    }
+
+    #[tokio::test]
+    async fn a_member_that_is_just_starting_is_not_pristine() {
+        let folder = tempfile::tempdir().unwrap();
+        let fresh = door(dir(&folder));
+        assert!(fresh.identify().await.unwrap().pristine);
+        let own = fresh.identity().incarnation;
+        fresh.adopt(adoption("5eed", own)).await.unwrap();
+        let closed = fresh.close().unwrap();
+        // It votes, and is killed.
+        closed.log.put(Meta::Vote, Some(b"a vote")).unwrap();
+        closed.log.barrier().unwrap();
+        drop(closed);
+
+        let member = door(dir(&folder));
+        let reply = member.identify().await.unwrap();
+        assert_eq!((reply.node, reply.pristine), (2, false));
+        let refusal = member.adopt(adoption("other", own)).await.unwrap_err();
+        assert!(refusal.contains("part of a cluster already"), "{refusal}");
+        assert_eq!(member.kept().unwrap().cluster_uuid.as_deref(), Some("5eed"));
+    }
+
+    #[tokio::test]
+    async fn a_node_that_has_stopped_says_nothing_of_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        let stopped = door(dir(&folder));
+        let own = stopped.identity().incarnation;
+        stopped.close();
+        assert_eq!(stopped.identify().await.unwrap_err().code(), Code::Unavailable);
+        stopped.adopt(adoption("5eed", own)).await.unwrap_err();
     }
 }

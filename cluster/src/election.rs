@@ -6,16 +6,20 @@
 //!
 //! Invariants: a node that is no voter never campaigns; asking spends no term, so it may be repeated soon; a
 //! node says yes only when its leader's lease is over, because until then the library would refuse the vote
-//! itself; whoever said yes holds its own campaign back, so that two do not split the votes. The asker's term
-//! does not matter: a candidate whose term is too low learns a higher one from the refusals and asks again,
-//! whereas refusing it here could leave nobody electable (the longest log with the lowest term).
+//! itself; whoever said yes holds its own campaign back, so that two do not split the votes; of two that ask
+//! each other at once, one goes first (the longer log, then the higher id). The asker's term does not
+//! matter: a candidate whose term is too low learns a higher one from the refusals and asks again, whereas
+//! refusing it here could leave nobody electable (the longest log with the lowest term).
 //!
 //! Fail-over takes: the silence (400 to 600 ms after the last heartbeat, which is on average half an interval
 //! old), one round of questions, one of votes with a barrier each.
 
 use std::{
     collections::BTreeSet,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -40,9 +44,6 @@ const AGAIN_MAX: Duration = Duration::from_millis(160);
 /// How long a campaign may take: the votes' own deadline.
 const CAMPAIGN: Duration = Duration::from_millis(300);
 
-/// For how long whoever would vote for another holds its own campaign back.
-const HOLD_BACK: Duration = Duration::from_millis(250);
-
 /// When this node last heard of a leader or a candidate.
 #[derive(Debug)]
 pub(crate) struct Heard {
@@ -57,6 +58,8 @@ pub(crate) struct Election {
     links: Links,
     heard: Arc<Heard>,
     timers: Timers,
+    /// From the questions to the end of the campaign.
+    asking: AtomicBool,
 }
 
 // === impl Heard ===
@@ -81,12 +84,13 @@ impl Heard {
         self.leader.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
-    /// When a campaign may begin after a silence of `timeout`.
+    /// When a campaign may begin after a silence of `timeout`. Whoever would vote for another gives it half of
+    /// that: a time of chance too, or two that held back for each other would collide again.
     fn due(&self, timeout: Duration) -> Instant {
         let leader = *self.leader.lock().unwrap_or_else(PoisonError::into_inner);
         let candidate = *self.candidate.lock().unwrap_or_else(PoisonError::into_inner);
         let due = leader + timeout;
-        candidate.map_or(due, |candidate| due.max(candidate + HOLD_BACK))
+        candidate.map_or(due, |candidate| due.max(candidate + timeout / 2))
     }
 }
 
@@ -94,19 +98,28 @@ impl Heard {
 
 impl Election {
     pub(crate) fn new(id: NodeId, core: Core, links: Links, heard: Arc<Heard>, timers: Timers) -> Self {
-        Self { id, core, links, heard, timers }
+        Self { id, core, links, heard, timers, asking: AtomicBool::new(false) }
     }
 
-    /// Why this node would not vote for a candidate whose log ends there; `None`: it would.
-    pub(crate) fn would_vote(&self, last_log: Option<LogPosition>) -> Option<&'static str> {
-        if self.core.roles().leading().is_some() {
+    /// Why this node would not vote for `candidate`, whose log ends there; `None`: it would.
+    pub(crate) fn would_vote(
+        &self,
+        candidate: NodeId,
+        last_log: Option<LogPosition>,
+    ) -> Option<&'static str> {
+        let leads = self.core.roles().is_leader();
+        if leads && self.core.since_quorum().is_none_or(|since| since <= self.timers.election_max) {
             return Some("it leads");
         }
-        if self.heard.silence() <= self.timers.election_max {
+        if !leads && self.heard.silence() <= self.timers.election_max {
             return Some("it hears a leader");
         }
-        if last_log < self.core.last_log() {
+        let own_log = self.core.last_log();
+        if last_log < own_log {
             return Some("its log is longer");
+        }
+        if self.asking.load(Ordering::Acquire) && (last_log, candidate) < (own_log, self.id) {
+            return Some("it asks for votes itself and goes first");
         }
         self.heard.candidate();
         None
@@ -149,13 +162,18 @@ impl Election {
                     continue;
                 }
             }
-            let membership = roles.membership();
-            if self.ask(&membership).await && Instant::now() >= self.heard.due(self.timers.election_max) {
+            self.asking.store(true, Ordering::Release);
+            let granted = self.ask(&roles.membership()).await;
+            if granted && Instant::now() >= self.heard.due(self.timers.election_max) {
                 tracing::info!(term = roles.term() + 1, "no leader is heard, this node campaigns");
                 self.core.elect().await;
                 self.decided(&mut roles).await;
             }
+            self.asking.store(false, Ordering::Release);
             tokio::time::sleep(between(AGAIN_MIN, AGAIN_MAX)).await;
+            if !roles.core_runs() {
+                return;
+            }
         }
     }
 
@@ -179,7 +197,7 @@ impl Election {
             if *id != self.id && membership.is_voter(*id) {
                 let link = self.links.member(*id, node);
                 let message = v1::VoteRequest {
-                    vote: None,
+                    vote: Some(v1::Vote { term: 0, node: self.id, committed: false }),
                     last_log: self.core.last_log().map(|last| v1::LogId {
                         term: last.term,
                         node: last.node,

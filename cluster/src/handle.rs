@@ -218,7 +218,6 @@ impl Cluster {
             }
         };
         let node = parts.run(&door, learner, &mut tasks, &stopping);
-        door.open(node.clone());
         let running = tokio::sync::Mutex::new(Some(Running { tasks, writer }));
         Ok(Self { inner: Arc::new(Inner { node, door, stop, running }) })
     }

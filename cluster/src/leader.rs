@@ -15,9 +15,9 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    batch::Proposer,
+    batch::{Proposer, heartbeat_weight},
     raft::{Core, Replica, Roles},
-    state::{Command, Heartbeat, NewNode, TICK_PERIOD},
+    state::{Command, ELAPSED_MS_MAX, Heartbeat, NewNode, TICK_PERIOD},
 };
 
 /// How often a leader that no majority hears looks whether one does again.
@@ -28,6 +28,9 @@ const INBOX_MAX: usize = 500_000;
 
 /// A tick that is not agreed on by then is given up; the next one carries its time and its heartbeats.
 const TICK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Heartbeats of one tick: well within an entry, which must reach a follower within a Raft heartbeat.
+const TICK_BYTES_MAX: usize = 768 << 10;
 
 /// The heartbeats that wait for the next tick.
 pub(crate) struct Inbox {
@@ -89,6 +92,28 @@ impl Inbox {
     }
 }
 
+// === impl Beat ===
+
+impl Beat {
+    fn aged(&self, id: &Arc<str>, now: Instant) -> Heartbeat {
+        let age_ms = u64::try_from(now.duration_since(self.heard).as_millis()).unwrap_or(u64::MAX);
+        Heartbeat { id: id.clone(), epoch: self.epoch, age_ms }
+    }
+}
+
+/// Leaves in `beats` what fits one tick of `bytes_max`, at least one, and returns the others.
+fn split_off_rest(beats: &mut BTreeMap<Arc<str>, Beat>, bytes_max: usize) -> BTreeMap<Arc<str>, Beat> {
+    let mut bytes = 0;
+    let first_too_many = beats.keys().enumerate().find(|(at, id)| {
+        bytes += heartbeat_weight(id);
+        *at > 0 && bytes > bytes_max
+    });
+    match first_too_many.map(|(_, id)| id.clone()) {
+        Some(id) => beats.split_off(&id),
+        None => BTreeMap::new(),
+    }
+}
+
 fn keep_newest(beats: &mut BTreeMap<Arc<str>, Beat>, id: Arc<str>, beat: Beat) {
     let newest = beats.get(&id).is_none_or(|kept| (kept.epoch, kept.heard) < (beat.epoch, beat.heard));
     if newest {
@@ -145,21 +170,25 @@ impl Duties {
         }
     }
 
+    /// All beats, in as many ticks as they need. Only the last one carries time: an earlier one would let those
+    /// expire whose beats are in a later one. Beats that come meanwhile are in the last one, too.
     async fn tick(&self) {
-        let taken = self.inbox.take();
-        let now = Instant::now();
-        let heartbeats = taken
-            .iter()
-            .map(|(id, beat)| Heartbeat {
-                id: id.clone(),
-                epoch: beat.epoch,
-                age_ms: u64::try_from(now.duration_since(beat.heard).as_millis()).unwrap_or(u64::MAX),
-            })
-            .collect();
-        let tick = Command::Tick { elapsed_ms: 0, heartbeats };
-        if let Err(error) = self.proposer.propose_as_leader(vec![tick], TICK_TIMEOUT).await {
-            tracing::debug!(%error, "a tick was not agreed on");
-            self.inbox.put_back(taken);
+        loop {
+            let mut beats = self.inbox.take();
+            let rest = split_off_rest(&mut beats, TICK_BYTES_MAX);
+            let last = rest.is_empty();
+            self.inbox.put_back(rest);
+            let now = Instant::now();
+            let heartbeats = beats.iter().map(|(id, beat)| beat.aged(id, now)).collect();
+            let tick = Command::Tick { elapsed_ms: if last { ELAPSED_MS_MAX } else { 0 }, heartbeats };
+            if let Err(error) = self.proposer.propose_as_leader(vec![tick], TICK_TIMEOUT).await {
+                tracing::warn!(%error, "a tick was not agreed on, its heartbeats wait for the next one");
+                self.inbox.put_back(beats);
+                return;
+            }
+            if last {
+                return;
+            }
         }
     }
 
@@ -187,8 +216,9 @@ impl Duties {
     async fn finish_change(&self, roles: &Roles) {
         let membership = roles.membership();
         if let [_, wanted] = membership.voters.as_slice() {
-            // Refused while somebody else is at it, which is as good.
-            let _ = self.core.change_voters(wanted.clone()).await;
+            // Refused while somebody else is at it, which is as good; without a quorum it would never end, and the
+            // ticks with it.
+            let _ = tokio::time::timeout(TICK_TIMEOUT, self.core.change_voters(wanted.clone())).await;
         }
     }
 }

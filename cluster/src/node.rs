@@ -97,9 +97,9 @@ pub(crate) async fn open_node(
 ) -> Result<(Parts, thread::JoinHandle<()>), StartError> {
     let id = door.identity().node;
     let (commit, fsync) = (Arc::new(Durations::default()), Arc::new(Durations::default()));
-    let (log, writer) = RaftLog::open(log, fsync.clone())?;
     let replica = Arc::new(Replica::new());
     let machine = StateMachine::open(replica.clone(), snapshots)?;
+    let (log, writer) = RaftLog::open(log, fsync.clone(), machine.covered())?;
     let core = Core::start(id, &facts.cluster_name, timers, links.clone(), log, machine)
         .await
         .map_err(|problem| StartError::Bootstrap { cluster: facts.cluster_name.clone(), problem })?;
@@ -142,7 +142,7 @@ pub(crate) async fn open_node(
 // === impl Parts ===
 
 impl Parts {
-    /// Starts the tasks; each ends when `stop` turns true.
+    /// Opens the door and starts the tasks; each ends when `stop` turns true.
     pub(crate) fn run(
         self,
         door: &Arc<Door>,
@@ -151,6 +151,8 @@ impl Parts {
         stop: &watch::Receiver<bool>,
     ) -> Arc<Node> {
         let Self { node, batcher, rounds, duties } = self;
+        // Before anything can be agreed on: without a node, the door tells what the disk held at the start.
+        door.open(node.clone());
         tasks.spawn(batcher.run(stop.clone()));
         tasks.spawn(rounds.run(stop.clone()));
         tasks.spawn(duties.run(stop.clone()));

@@ -153,8 +153,8 @@ impl Default for Heartbeats {
 
 impl Beat {
     fn aged(self, id: &Arc<str>, now: Instant) -> Heartbeat {
-        // Rounded up: an age that is too small would let the instance outlive its TTL.
-        let age = now.saturating_duration_since(self.arrived) + Duration::from_millis(1);
+        // Rounded down: an age that is too large would end the life early.
+        let age = now.saturating_duration_since(self.arrived);
         let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         Heartbeat { id: id.clone(), epoch: self.epoch, age_ms }
     }
@@ -185,7 +185,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(3)).await;
         let beats = heartbeats.drain();
         let (id, beat) = beats.iter().next().unwrap();
-        assert_eq!(beat.aged(id, Instant::now()).age_ms, 3001);
+        assert_eq!(beat.aged(id, Instant::now()).age_ms, 3000);
     }
 
     #[tokio::test(start_paused = true)]

@@ -8,6 +8,8 @@
 //!   survives that the node could deny having voted for.
 //! - What is not written yet is always in the tail, so a reader never misses an entry between `append` and
 //!   the disk: the tail only sheds entries that the store has taken.
+//! - Entries are removed from the beginning only once a snapshot that holds them is on the disk: when one is
+//!   installed, the library asks for both at once, and a crash in between would leave a log without a beginning.
 //! - After the first error nothing more is written: every later call fails, and the core stops.
 //!
 //! Which index is committed is kept without a barrier of its own: it is a hint that lets a restarted node
@@ -28,7 +30,7 @@ use openraft::{
     Entry, EntryPayload, LogId, LogState, OptionalSend, RaftLogReader, Vote,
     storage::{LogFlushed, RaftLogStorage},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     TypeConfig,
@@ -63,6 +65,8 @@ const READ_BYTES_MAX: usize = 1 << 20;
 pub(crate) struct RaftLog {
     shared: Arc<Shared>,
     writer: mpsc::Sender<Write>,
+    /// The last index that is in a snapshot on the disk.
+    covered: watch::Receiver<Option<u64>>,
 }
 
 struct Shared {
@@ -82,11 +86,29 @@ struct Tail {
 }
 
 enum Write {
-    Append { first: u64, records: Vec<Bytes>, flushed: LogFlushed<TypeConfig> },
-    Vote { vote: Bytes, done: Done },
-    Committed { position: Bytes },
-    Truncate { from: u64, done: Done },
-    Purge { upto: u64, position: Bytes, done: Done },
+    Append {
+        first: u64,
+        records: Vec<Bytes>,
+        flushed: LogFlushed<TypeConfig>,
+    },
+    Vote {
+        vote: Bytes,
+        done: Done,
+    },
+    Committed {
+        position: Bytes,
+    },
+    Truncate {
+        from: u64,
+        done: Done,
+    },
+    /// `all`: what follows `upto` was never agreed on, and goes too.
+    Purge {
+        upto: u64,
+        all: bool,
+        position: Bytes,
+        done: Done,
+    },
 }
 
 type Done = oneshot::Sender<Result<(), StorageError>>;
@@ -95,14 +117,27 @@ type Done = oneshot::Sender<Result<(), StorageError>>;
 
 impl RaftLog {
     /// Reads what the store holds and starts the writer, whose thread ends when the last clone is dropped.
+    /// `covered` is the last index that is in a snapshot on the disk; it ends when there will be no other.
     pub(crate) fn open(
         store: Arc<dyn LogStore>,
         fsync: Arc<Durations>,
+        covered: watch::Receiver<Option<u64>>,
     ) -> Result<(Self, thread::JoinHandle<()>), StorageError> {
         let tail = Tail::load(store.as_ref())?;
-        // A crash may have come between noting a purge and carrying it out.
-        if let Some(purged) = tail.purged.filter(|purged| store.indexes().start <= purged.index) {
-            store.purge(purged.index)?;
+        if let Some(purged) = tail.purged {
+            if *covered.borrow() < Some(purged.index) {
+                return Err(StorageError::Damaged {
+                    path: "log".into(),
+                    problem: format!(
+                        "it begins after {}, and the snapshot of what came before is missing or older",
+                        purged.index
+                    ),
+                });
+            }
+            // A crash may have come between noting a purge and carrying it out.
+            if store.indexes().start <= purged.index {
+                purge(store.as_ref(), purged.index, tail.last == Some(purged))?;
+            }
         }
         let shared = Arc::new(Shared { store, tail: Mutex::new(tail) });
         let (writer, writes) = mpsc::channel(WRITER_QUEUE);
@@ -113,7 +148,7 @@ impl RaftLog {
                 Writer { shared: own, fsync, hint: None, hinted: Instant::now(), broken: false }.run(writes);
             })
             .map_err(|source| StorageError::Io { path: "the log's writer thread".into(), source })?;
-        Ok((Self { shared, writer }, thread))
+        Ok((Self { shared, writer, covered }, thread))
     }
 
     /// A node that led when it ended starts as a follower, like any (Raft paper, 5.2): it has voted in that term
@@ -286,9 +321,15 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     }
 
     async fn purge(&mut self, log_id: LogId<NodeId>) -> Result<(), Failure> {
-        self.shared.tail().purge(log_id);
+        // The core waits here, and its state machine, which writes the snapshot, does not wait for the core.
+        let mut covered = self.covered.clone();
+        let on_disk = covered.wait_for(|covered| *covered >= Some(log_id.index)).await.is_ok();
+        if !on_disk {
+            return Err(convert::cannot_write(&io::Error::other("the state machine has ended")));
+        }
+        let all = self.shared.tail().purge(log_id);
         let position = codec::encode(&convert::position(log_id));
-        self.write_and_wait(|done| Write::Purge { upto: log_id.index, position, done }).await
+        self.write_and_wait(|done| Write::Purge { upto: log_id.index, all, position, done }).await
     }
 }
 
@@ -408,12 +449,19 @@ impl Tail {
         }
     }
 
-    fn purge(&mut self, upto: LogId<NodeId>) {
+    /// Whether nothing is left: what follows `upto` and is of an older term was never agreed on.
+    fn purge(&mut self, upto: LogId<NodeId>) -> bool {
         while self.entries.front().is_some_and(|(entry, _)| entry.log_id.index <= upto.index) {
             self.pop_front();
         }
         self.purged = self.purged.max(Some(upto));
         self.last = self.last.max(self.purged);
+        let all = self.last == self.purged;
+        if all {
+            self.entries.clear();
+            self.bytes = 0;
+        }
+        all
     }
 }
 
@@ -478,10 +526,10 @@ impl Writer {
             }
             Write::Committed { position } => self.hint = Some(position),
             Write::Truncate { from, done } => answer(done, self.attempt(|store| store.truncate(from))),
-            Write::Purge { upto, position, done } => {
+            Write::Purge { upto, all, position, done } => {
                 // Noted first: a log whose beginning is gone without a note cannot be opened.
                 let noted = self.attempt(|store| store.put(Meta::Purged, Some(&position)));
-                answer(done, noted.and_then(|()| self.attempt(|store| store.purge(upto))));
+                answer(done, noted.and_then(|()| self.attempt(|store| purge(store, upto, all))));
             }
         }
     }
@@ -520,6 +568,13 @@ impl Writer {
     }
 }
 
+fn purge(store: &dyn LogStore, upto: u64, all: bool) -> Result<(), StorageError> {
+    if all && store.indexes().end > upto + 1 {
+        store.truncate(upto + 1)?;
+    }
+    store.purge(upto)
+}
+
 /// The core that asked may be gone already.
 fn answer(done: Done, result: Result<(), StorageError>) {
     let _ = done.send(result);
@@ -532,4 +587,72 @@ fn gone() -> io::Error {
 fn decoded<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, StorageError> {
     codec::decode("a record of the log", bytes)
         .map_err(|error| StorageError::Damaged { path: "log".into(), problem: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+    use openraft::{CommittedLeaderId, storage::RaftLogStorageExt};
+
+    use super::*;
+    use crate::storage::MemoryLog;
+
+    fn id(term: u64, index: u64) -> LogId<NodeId> {
+        LogId::new(CommittedLeaderId::new(term, 1), index)
+    }
+
+    fn entries(term: u64, range: Range<u64>) -> Vec<Entry<TypeConfig>> {
+        let entry = |index| Entry { log_id: id(term, index), payload: EntryPayload::Blank };
+        range.map(entry).collect()
+    }
+
+    fn open(store: &Arc<MemoryLog>, covered: &watch::Sender<Option<u64>>) -> RaftLog {
+        let log = RaftLog::open(store.clone(), Arc::new(Durations::default()), covered.subscribe());
+        log.unwrap().0
+    }
+
+    #[tokio::test]
+    async fn nothing_is_purged_before_its_snapshot_is_on_the_disk() {
+        let (snapshots, _) = watch::channel(None);
+        let store = Arc::new(MemoryLog::default());
+        let mut log = open(&store, &snapshots);
+        let mut other = log.clone();
+        log.blocking_append(entries(1, 0..6)).await.unwrap();
+        {
+            let mut purge = std::pin::pin!(log.purge(id(1, 3)));
+            assert!(poll!(&mut purge).is_pending());
+            // The writer has done all that it was asked for before this.
+            other.save_vote(&Vote::new(1, 1)).await.unwrap();
+            assert_eq!((store.indexes(), store.get(Meta::Purged).unwrap()), (0..6, None));
+            snapshots.send_replace(Some(3));
+            purge.await.unwrap();
+        }
+        assert_eq!(store.indexes(), 4..6);
+        drop(snapshots);
+        log.purge(id(1, 4)).await.unwrap_err();
+        assert_eq!(store.indexes(), 4..6);
+    }
+
+    #[tokio::test]
+    async fn what_a_snapshot_replaced_is_gone_after_a_crash() {
+        let (snapshots, _) = watch::channel(Some(9));
+        let store = Arc::new(MemoryLog::default());
+        let mut log = open(&store, &snapshots);
+        log.blocking_append(entries(1, 0..20)).await.unwrap();
+        // A snapshot of a later term ends in the middle of what this node never had agreed on.
+        log.purge(id(2, 9)).await.unwrap();
+        assert_eq!(store.indexes(), 0..0);
+        log.blocking_append(entries(2, 10..12)).await.unwrap();
+        assert_eq!(store.indexes(), 10..12);
+
+        // The same with a crash after the note.
+        let store = Arc::new(MemoryLog::default());
+        let mut log = open(&store, &snapshots);
+        log.blocking_append(entries(1, 0..20)).await.unwrap();
+        store.put(Meta::Purged, Some(&codec::encode(&convert::position(id(2, 9))))).unwrap();
+        let mut log = open(&store, &snapshots);
+        assert_eq!(store.indexes(), 0..0);
+        log.blocking_append(entries(2, 10..12)).await.unwrap();
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(id(2, 11)));
+    }
 }

@@ -20,6 +20,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -186,6 +187,11 @@ impl Core {
         self.raft.data_metrics().borrow().last_log.map(convert::position)
     }
 
+    /// On a leader: how long ago a majority last confirmed it; `None` until one has.
+    pub(crate) fn since_quorum(&self) -> Option<Duration> {
+        self.raft.data_metrics().borrow().millis_since_quorum_ack.map(Duration::from_millis)
+    }
+
     /// Whether nothing can have been agreed with this node: it has neither voted nor a log.
     pub(crate) async fn is_pristine(&self) -> bool {
         self.raft.is_initialized().await.is_ok_and(|initialized| !initialized)
@@ -259,7 +265,7 @@ impl Core {
 }
 
 fn config(cluster: &str, timers: &Timers) -> Config {
-    let millis = |duration: std::time::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let snapshot_entries = timers.snapshot_entries.unwrap_or(SNAPSHOT_ENTRIES_DEFAULT);
     Config {
         cluster_name: cluster.to_owned(),
@@ -323,7 +329,7 @@ impl Roles {
     }
 
     /// What the core last told would stand for ever once it has ended.
-    fn core_runs(&self) -> bool {
+    pub(crate) fn core_runs(&self) -> bool {
         self.metrics.has_changed().is_ok()
     }
 

@@ -232,9 +232,18 @@ const REFUSALS_MAX: usize = 64;
 
 type RpcError<E> = RPCError<NodeId, NodeRecord, RaftError<NodeId, E>>;
 
+/// The library pauses only for who is unreachable; anything else it repeats at once.
 fn rpc_error<E: std::error::Error>(link: &Link, status: &Status) -> RpcError<E> {
     link.note(status);
-    if never_sent(status) {
+    let refused = matches!(
+        status.code(),
+        Code::Unavailable
+            | Code::NotFound
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::ResourceExhausted
+    );
+    if refused || never_sent(status) {
         RPCError::Unreachable(Unreachable::new(status))
     } else {
         RPCError::Network(NetworkError::new(status))

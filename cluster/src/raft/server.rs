@@ -243,8 +243,10 @@ impl Peer for Service {
         request: Request<v1::VoteRequest>,
     ) -> Result<Response<v1::PreVoteReply>, Status> {
         let node = self.check(request.metadata())?;
-        let last_log = request.into_inner().last_log.as_ref().map(convert::message_position);
-        let refusal = node.election.would_vote(last_log);
+        let message = request.into_inner();
+        let candidate = message.vote.map_or(0, |vote| vote.node);
+        let refusal =
+            node.election.would_vote(candidate, message.last_log.as_ref().map(convert::message_position));
         Ok(Response::new(v1::PreVoteReply {
             granted: refusal.is_none(),
             reason: refusal.unwrap_or_default().to_owned(),
@@ -316,7 +318,7 @@ impl Peer for Service {
         request: Request<v1::IdentifyRequest>,
     ) -> Result<Response<v1::IdentifyReply>, Status> {
         self.check_secret(request.metadata())?;
-        Ok(Response::new(self.door.identify().await))
+        Ok(Response::new(self.door.identify().await?))
     }
 
     async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<v1::AdoptReply>, Status> {

@@ -50,6 +50,8 @@ pub(crate) struct StateMachine {
 struct Shelf {
     snapshots: Arc<Snapshots>,
     newest: Mutex<Option<Meta>>,
+    /// The last log index that is in a snapshot on the disk.
+    covered: watch::Sender<Option<u64>>,
 }
 
 /// The state at one index, to be written. It was cloned: what is applied meanwhile does not show in it.
@@ -125,13 +127,20 @@ fn applied(state: &mut State, batch: Batch, changes: &mut Vec<Change>) -> Vec<Ou
 impl StateMachine {
     /// Brings `replica` to the newest snapshot.
     pub(crate) fn open(replica: Arc<Replica>, snapshots: Arc<Snapshots>) -> Result<Self, StorageError> {
-        let shelf = Arc::new(Shelf { snapshots, newest: Mutex::new(None) });
+        let (covered, _) = watch::channel(snapshots.newest_index());
+        let shelf = Arc::new(Shelf { snapshots, newest: Mutex::new(None), covered });
         let mut machine = Self { replica, applied: None, membership: StoredMembership::default(), shelf };
         if let Some(snapshot) = machine.shelf.snapshots.newest()? {
             let meta = machine.restore(&snapshot)?;
             *machine.shelf.newest() = Some(meta);
         }
         Ok(machine)
+    }
+
+    /// Up to which index the log may be removed, because a snapshot on the disk holds it. Ends with the state
+    /// machine, which the library drops when it fails.
+    pub(crate) fn covered(&self) -> watch::Receiver<Option<u64>> {
+        self.shelf.covered.subscribe()
     }
 
     fn restore(&mut self, snapshot: &storage::Snapshot) -> Result<Meta, StorageError> {
@@ -211,7 +220,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let shelf = self.shelf.clone();
         let snapshot = blocking(move || {
             let _newest = shelf.newest();
-            shelf.snapshots.install(&mut file)
+            let snapshot = shelf.snapshots.install(&mut file)?;
+            shelf.covered.send_replace(shelf.snapshots.newest_index());
+            Ok(snapshot)
         })
         .await?;
         let meta = self.restore(&snapshot).map_err(|error| convert::cannot_read(&error))?;
@@ -253,6 +264,7 @@ impl Shelf {
     fn keep(&self, meta: Meta, snapshot: &storage::Snapshot) -> Result<(), StorageError> {
         let mut newest = self.newest();
         self.snapshots.write(snapshot)?;
+        self.covered.send_replace(self.snapshots.newest_index());
         // A newer one may have been installed meanwhile; then that one stays.
         if newest.as_ref().is_none_or(|newest| newest.last_log_id <= meta.last_log_id) {
             *newest = Some(meta);

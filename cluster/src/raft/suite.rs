@@ -6,6 +6,7 @@ use openraft::{
     StorageError,
     testing::{StoreBuilder, Suite},
 };
+use tokio::sync::watch;
 
 use super::{RaftLog, Replica, StateMachine, TypeConfig, convert};
 use crate::{
@@ -31,7 +32,9 @@ impl StoreBuilder<TypeConfig, RaftLog, StateMachine, tempfile::TempDir> for Buil
         };
         let snapshots = Snapshots::open(&folder.path().join("snapshots"));
         let snapshots = Arc::new(snapshots.map_err(|error| convert::cannot_write(&error))?);
-        let (log, _writer) = RaftLog::open(log, Arc::new(Durations::default()))
+        // The suite purges what no snapshot holds.
+        let (_, covered) = watch::channel(Some(u64::MAX));
+        let (log, _writer) = RaftLog::open(log, Arc::new(Durations::default()), covered)
             .map_err(|error| convert::cannot_write(&error))?;
         let machine = StateMachine::open(Arc::new(Replica::new()), snapshots)
             .map_err(|error| convert::cannot_write(&error))?;

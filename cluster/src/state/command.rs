@@ -14,7 +14,8 @@ use super::{Instance, NodeId};
 pub enum Command {
     /// Time passed on the leader's monotonic clock, and these instances were heard from.
     Tick {
-        /// Milliseconds since the term's previous tick, 0 for its first. Filled in by the leader's batcher.
+        /// Milliseconds since the term's previous tick, 0 for its first. Filled in by the leader's batcher,
+        /// unless it is 0 already: then more heartbeats follow, and the time comes with the last of them.
         elapsed_ms: u64,
         /// Instances heard from at any node since the previous tick.
         heartbeats: Vec<Heartbeat>,

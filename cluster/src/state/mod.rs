@@ -77,8 +77,10 @@ impl State {
         match command {
             Command::Tick { elapsed_ms, heartbeats } => {
                 let now_ms = self.clock.advance(elapsed_ms);
+                // A tick that carries beats only was taken in some time after the last one that carried time.
+                let heard_ms = self.clock.at(since_tick_ms);
                 for heartbeat in &heartbeats {
-                    self.registry.renew(heartbeat, now_ms);
+                    self.registry.renew(heartbeat, heard_ms);
                 }
                 for instance in self.registry.expire(now_ms) {
                     self.index += 1;
@@ -257,6 +259,14 @@ mod tests {
         assert_eq!(tick(&mut state, 0, vec![beat("a", 1, 900)]), [""; 0]);
         assert_eq!(state.expires_in_ms("a"), Some(1100), "a beat never shortens a life");
         assert_eq!(tick(&mut state, 2000, vec![beat("a", 1, 0)]), [""; 0], "a beat comes before the expiry");
+    }
+
+    #[test]
+    fn a_tick_of_beats_alone_counts_them_from_when_they_were_heard() {
+        let mut state = state([register("a", 1500)]);
+        let beats = Command::Tick { elapsed_ms: 0, heartbeats: vec![beat("a", 1, 100)] };
+        state.apply(beats, 900, &mut Vec::new());
+        assert_eq!(state.expires_in_ms("a"), Some(900 - 100 + 1500));
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct DataDir {
     pub log: Arc<SledLog>,
     /// The snapshots.
     pub snapshots: Arc<Snapshots>,
+    /// Whether a vote, a log or a snapshot was there when it was opened.
+    pub used: bool,
     path: PathBuf,
     _lock: File,
 }
@@ -64,9 +66,10 @@ impl DataDir {
                 log.first()
             )));
         }
+        let used = log.is_used()? || snapshots.newest_index().is_some();
         let identity = match known {
             Some(identity) => identity,
-            None if log.is_used()? || snapshots.newest_index().is_some() => {
+            None if used => {
                 return Err(damaged("it has a log or a snapshot, but its identity is missing".to_owned()));
             }
             None => {
@@ -80,7 +83,7 @@ impl DataDir {
             }
         };
         let (log, snapshots) = (Arc::new(log), Arc::new(snapshots));
-        Ok(Self { identity, log, snapshots, path: path.to_owned(), _lock: lock })
+        Ok(Self { identity, log, snapshots, used, path: path.to_owned(), _lock: lock })
     }
 
     /// Keeps what was learned about this node; returns when it is on the disk.

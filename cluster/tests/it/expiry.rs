@@ -71,3 +71,21 @@ async fn a_silent_instance_expires_once_everywhere_and_not_early() {
     eventually("it is gone", || (!has(&nodes[0], "mortal")).then_some(())).await;
     shutdown_all(nodes).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_heartbeats_than_one_entry_holds_stop_no_tick() {
+    let places = places(1);
+    let node = places[0].start(&places).await.unwrap();
+    let mortal = register_mortal(&node).await;
+    let mut changes = node.changes();
+    // Above what one write may hold; nobody knows these ids, and a beat of theirs renews nothing.
+    let unknown = |at| Heartbeat { id: format!("{at:0>250}").into(), epoch: 1, age_ms: 0 };
+    let mut beats: Vec<_> = (0..20_000).map(unknown).collect();
+    // The last of them all, in the last of the ticks.
+    beats.push(mortal);
+    let heard = Instant::now();
+    node.forward_heartbeats(beats).await.unwrap();
+    let lived = expired(&mut changes).await.1.duration_since(heard);
+    assert!(lived >= TTL, "{lived:?}");
+    node.shutdown().await;
+}
