@@ -309,8 +309,8 @@ impl Peer for Service {
             .into_iter()
             .map(|beat| Heartbeat { id: beat.id.into(), epoch: beat.epoch, age_ms: beat.age_ms })
             .collect();
-        node.inbox.put(heartbeats, Instant::now()).map_err(Status::failed_precondition)?;
-        Ok(Response::new(v1::HeartbeatsReply {}))
+        let inbox = node.inbox.put(heartbeats, Instant::now()).map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::HeartbeatsReply { inbox }))
     }
 
     async fn identify(
