@@ -21,7 +21,8 @@
 //! founders have kept its uuid. Nodes with the same list of peers designate the same one. If lists differ, the
 //! two designated nodes need an `Adopt` from at least one node in common; that node keeps one uuid at a time,
 //! checks that the list it is shown names it and is as long as it expects, and refuses every Raft call of
-//! another uuid. Once it has voted or has a log it is not pristine and never adopts again.
+//! another uuid. It takes another uuid only from the same founder after the loss of its disk (same address,
+//! another incarnation), which has forgotten the first one. Once it has voted or has a log it is not pristine and never adopts again.
 //!
 //! # What a crash leaves
 //!
@@ -242,7 +243,14 @@ impl Door {
             };
             let same_id = identity.node.is_none_or(|known| known == *id);
             let same_uuid = identity.cluster_uuid.as_ref().is_none_or(|uuid| *uuid == request.cluster_uuid);
-            if !same_id || !(same_uuid || pristine) {
+            let founds_anew = match (identity.founders.first(), founders.first()) {
+                (Some((_, old)), Some((_, new))) => {
+                    old.peer == new.peer && old.incarnation != new.incarnation
+                }
+                // It joined: nobody founds with it.
+                _ => identity.node.is_none(),
+            };
+            if !same_id || !(same_uuid || (pristine && founds_anew)) {
                 return Err(format!("node `{name}` is part of a cluster already"));
             }
             identity.node = Some(*id);
@@ -473,10 +481,13 @@ async fn join(door: &Door, address: &str) -> Result<Option<String>, StartError> 
             Ok(Some(format!("waiting to join through {address}: {}", reply.retry)))
         }
         Ok(reply) => {
-            tracing::info!(node = reply.node, uuid = %reply.cluster_uuid, "this node joins the cluster");
             door.keep(|identity| {
-                identity.node = Some(reply.node);
-                identity.cluster_uuid = Some(reply.cluster_uuid);
+                // It may have been adopted while it waited; what it has become then, it stays.
+                if identity.node.is_none() {
+                    tracing::info!(node = reply.node, uuid = %reply.cluster_uuid, "this node joins the cluster");
+                    identity.node = Some(reply.node);
+                    identity.cluster_uuid = Some(reply.cluster_uuid);
+                }
                 Ok(())
             })
             .map_err(|problem: String| door.error(problem))?;
@@ -626,6 +637,27 @@ mod tests {
         let refusal = member.adopt(adoption("other", own)).await.unwrap_err();
         assert!(refusal.contains("part of a cluster already"), "{refusal}");
         assert_eq!(member.kept().unwrap().cluster_uuid.as_deref(), Some("5eed"));
+    }
+
+    #[tokio::test]
+    async fn only_a_founder_that_lost_its_disk_is_followed_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let adopted = door(dir(&folder));
+        let own = adopted.identity().incarnation;
+        adopted.adopt(adoption("5eed", own)).await.unwrap();
+        adopted.adopt(adoption("5eed", own)).await.unwrap();
+        let uuid = || adopted.kept().unwrap().cluster_uuid.unwrap();
+        // Somebody else, whose list of peers is another one.
+        let mut other = adoption("other", own);
+        other.founders[0].peer = "0:1".to_owned();
+        adopted.adopt(other).await.unwrap_err();
+        // The same incarnation founds once.
+        adopted.adopt(adoption("other", own)).await.unwrap_err();
+        assert_eq!(uuid(), "5eed");
+        let mut anew = adoption("anew", own);
+        anew.founders[0].incarnation += 1;
+        adopted.adopt(anew).await.unwrap();
+        assert_eq!(uuid(), "anew");
     }
 
     #[tokio::test]

@@ -6,11 +6,12 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use gogate_proto::v1;
+use tokio::sync::Notify;
 use tonic::{Code, Status};
 
 use crate::{
@@ -49,42 +50,68 @@ const TOLD_MAX: usize = 500_000;
 /// Between two attempts to tell a new leader.
 const AGAIN_PAUSE: Duration = Duration::from_millis(50);
 
-/// What a leader was told lately: a beat that was taken must outlive the leader that took it.
+/// What leaders were told lately: a beat that was taken must outlive the leader that took it.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
-    lately: Mutex<VecDeque<(Instant, Vec<Heartbeat>)>>,
+    lately: Mutex<VecDeque<Telling>>,
+    /// A leader answered from another inbox than before.
+    other_inbox: Notify,
+}
+
+/// Beats with the ages that they had at `at`, and the inbox that took them.
+#[derive(Debug)]
+struct Telling {
+    at: Instant,
+    inbox: u64,
+    heartbeats: Vec<Heartbeat>,
 }
 
 // === impl Told ===
 
 impl Told {
-    fn note(&self, at: Instant, heartbeats: Vec<Heartbeat>) {
-        let mut lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
-        lately.push_back((at, heartbeats));
-        let mut count: usize = lately.iter().map(|(_, heartbeats)| heartbeats.len()).sum();
-        while let Some((told, heartbeats)) = lately.front() {
-            if count <= TOLD_MAX && told.elapsed() < TOLD_FOR {
+    fn lately(&self) -> MutexGuard<'_, VecDeque<Telling>> {
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets what the same inbox took long ago; what lies in a lost one stays until it is told again.
+    fn note(&self, telling: Telling) {
+        let mut lately = self.lately();
+        let (at, inbox) = (telling.at, telling.inbox);
+        if lately.back().is_some_and(|last| last.inbox != inbox) {
+            self.other_inbox.notify_one();
+        }
+        lately.push_back(telling);
+        let mut count: usize = lately.iter().map(|telling| telling.heartbeats.len()).sum();
+        while let Some(oldest) = lately.front() {
+            let ticked = oldest.inbox == inbox && at.duration_since(oldest.at) >= TOLD_FOR;
+            if count <= TOLD_MAX && !ticked {
                 break;
             }
-            count -= heartbeats.len();
+            count -= oldest.heartbeats.len();
             lately.pop_front();
         }
     }
 
-    /// What was told in the last moments, with the ages that it has by now.
-    fn lately(&self, now: Instant) -> Vec<Vec<Heartbeat>> {
-        let lately = self.lately.lock().unwrap_or_else(PoisonError::into_inner);
-        let fresh = lately.iter().filter(|(told, _)| now.duration_since(*told) < TOLD_FOR);
-        fresh
-            .map(|(told, heartbeats)| {
-                let older_ms = u64::try_from(now.duration_since(*told).as_millis()).unwrap_or(u64::MAX);
-                let aged = |beat: &Heartbeat| Heartbeat {
-                    age_ms: beat.age_ms.saturating_add(older_ms),
-                    ..beat.clone()
-                };
-                heartbeats.iter().map(aged).collect()
-            })
-            .collect()
+    /// Takes out the oldest that another inbox than `inbox` took.
+    fn take_lost(&self, inbox: u64) -> Option<Telling> {
+        let mut lately = self.lately();
+        let at = lately.iter().position(|telling| telling.inbox != inbox)?;
+        lately.remove(at)
+    }
+
+    fn put_back(&self, telling: Telling) {
+        self.lately().push_front(telling);
+    }
+}
+
+// === impl Telling ===
+
+impl Telling {
+    fn aged(&self, now: Instant) -> Vec<Heartbeat> {
+        let older_ms = u64::try_from(now.duration_since(self.at).as_millis()).unwrap_or(u64::MAX);
+        let aged =
+            |beat: &Heartbeat| Heartbeat { age_ms: beat.age_ms.saturating_add(older_ms), ..beat.clone() };
+        self.heartbeats.iter().map(aged).collect()
     }
 }
 
@@ -152,42 +179,48 @@ pub(crate) fn never_sent(status: &Status) -> bool {
 
 /// Passes heartbeats on to the leader, and remembers them for the next one.
 pub(crate) async fn heartbeats(node: &Node, heartbeats: Vec<Heartbeat>) -> Result<(), ProposeError> {
-    let told = Instant::now();
-    pass_on(node, heartbeats.clone()).await?;
-    node.told.note(told, heartbeats);
+    let at = Instant::now();
+    let inbox = pass_on(node, heartbeats.clone()).await?;
+    node.told.note(Telling { at, inbox, heartbeats });
     Ok(())
 }
 
 /// Tells every new leader what the one before was told lately and may have died with. Ends with the core.
 pub(crate) async fn tell_new_leaders(node: Arc<Node>) {
     let mut roles = node.core.roles();
-    let mut told = (roles.term(), roles.leader());
     loop {
-        let leader = (roles.term(), roles.leader());
-        if leader != told && leader.1.is_some() {
-            match tell_again(&node).await {
-                Ok(()) => told = leader,
-                Err(_) => {
-                    tokio::time::sleep(AGAIN_PAUSE).await;
-                    continue;
-                }
-            }
+        if roles.leader().is_some() && tell_again(&node).await.is_err() {
+            tokio::time::sleep(AGAIN_PAUSE).await;
+            continue;
         }
-        if !roles.changed().await {
-            return;
+        tokio::select! {
+            runs = roles.changed() => if !runs {
+                return;
+            },
+            () = node.told.other_inbox.notified() => {}
         }
     }
 }
 
 async fn tell_again(node: &Node) -> Result<(), ProposeError> {
-    for heartbeats in node.told.lately(Instant::now()) {
-        pass_on(node, heartbeats).await?;
+    // Without beats it is only asked which inbox there is.
+    let inbox = pass_on(node, Vec::new()).await?;
+    while let Some(lost) = node.told.take_lost(inbox) {
+        let at = Instant::now();
+        let heartbeats = lost.aged(at);
+        match pass_on(node, heartbeats.clone()).await {
+            Ok(inbox) => node.told.note(Telling { at, inbox, heartbeats }),
+            Err(error) => {
+                node.told.put_back(lost);
+                return Err(error);
+            }
+        }
     }
     Ok(())
 }
 
-/// To the leader, or into the own inbox if that is this node.
-async fn pass_on(node: &Node, heartbeats: Vec<Heartbeat>) -> Result<(), ProposeError> {
+/// To the leader, or into the own inbox if that is this node. Returns the inbox's id.
+async fn pass_on(node: &Node, heartbeats: Vec<Heartbeat>) -> Result<u64, ProposeError> {
     let not_done = |reason: String| ProposeError::NotDone { reason };
     let roles = node.core.roles();
     if roles.leading().is_some() {
@@ -203,7 +236,7 @@ async fn pass_on(node: &Node, heartbeats: Vec<Heartbeat>) -> Result<(), ProposeE
     let link = node.links.member(leader, record);
     let request = link.request(v1::HeartbeatsRequest { heartbeats: beats }, Some(HEARTBEATS_TIMEOUT));
     match link.client().heartbeats(request).await {
-        Ok(_) => Ok(()),
+        Ok(reply) => Ok(reply.into_inner().inbox),
         Err(status) => Err(not_done(format!("the leader did not take the heartbeats: {}", status.message()))),
     }
 }
@@ -223,18 +256,34 @@ async fn deposed(mut roles: Roles, leader: NodeId) {
 mod tests {
     use super::*;
 
+    fn note(told: &Told, at: Instant, inbox: u64, id: &str) {
+        let heartbeats = vec![Heartbeat { id: id.into(), epoch: 1, age_ms: 10 }];
+        told.note(Telling { at, inbox, heartbeats });
+    }
+
     #[test]
-    fn what_was_told_lately_is_told_again_with_its_age() {
+    fn what_a_lost_inbox_took_is_told_again_with_its_age() {
         let told = Told::default();
-        let beat = |id: &str| Heartbeat { id: id.into(), epoch: 1, age_ms: 10 };
         let start = Instant::now();
-        told.note(start, vec![beat("a"), beat("b")]);
-        told.note(start + Duration::from_secs(2), vec![beat("c")]);
-        let again = told.lately(start + Duration::from_millis(2500));
-        let ages: Vec<_> = again.iter().flatten().map(|beat| (&*beat.id, beat.age_ms)).collect();
-        assert_eq!(ages, [("a", 2510), ("b", 2510), ("c", 510)]);
-        let again = told.lately(start + Duration::from_millis(3500));
-        let ages: Vec<_> = again.iter().flatten().map(|beat| (&*beat.id, beat.age_ms)).collect();
-        assert_eq!(ages, [("c", 1510)], "the leader had time to tick with the others");
+        note(&told, start, 7, "a");
+        note(&told, start + Duration::from_secs(2), 8, "b");
+        // However long the election took.
+        note(&told, start + 2 * TOLD_FOR, 8, "c");
+        let lost = told.take_lost(8).expect("inbox 7 was lost");
+        let again = lost.aged(start + Duration::from_millis(2500));
+        assert_eq!((&*again[0].id, again[0].age_ms), ("a", 2510));
+        assert!(told.take_lost(8).is_none());
+        told.put_back(lost);
+        assert!(told.take_lost(8).is_some(), "it was not told yet");
+    }
+
+    #[test]
+    fn what_the_leader_had_time_to_tick_with_is_forgotten() {
+        let told = Told::default();
+        let start = Instant::now();
+        note(&told, start, 7, "a");
+        note(&told, start + TOLD_FOR, 7, "b");
+        let ids: Vec<_> = told.lately().iter().map(|telling| telling.heartbeats[0].id.clone()).collect();
+        assert_eq!(ids, ["b".into()]);
     }
 }

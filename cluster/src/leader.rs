@@ -34,6 +34,8 @@ const TICK_BYTES_MAX: usize = 768 << 10;
 
 /// The heartbeats that wait for the next tick.
 pub(crate) struct Inbox {
+    /// By chance: a leader that starts again, even in the same term, has another one.
+    id: u64,
     roles: Roles,
     beats: Mutex<BTreeMap<Arc<str>, Beat>>,
 }
@@ -55,11 +57,12 @@ pub(crate) struct Duties {
 
 impl Inbox {
     pub(crate) fn new(roles: Roles) -> Self {
-        Self { roles, beats: Mutex::default() }
+        Self { id: rand::random(), roles, beats: Mutex::default() }
     }
 
     /// Takes in beats, each of which was heard its `age_ms` before `now`. Of one instance the newest counts.
-    pub(crate) fn put(&self, heartbeats: Vec<Heartbeat>, now: Instant) -> Result<(), String> {
+    /// Returns this inbox's id.
+    pub(crate) fn put(&self, heartbeats: Vec<Heartbeat>, now: Instant) -> Result<u64, String> {
         if self.roles.leading().is_none() {
             return Err("this node is not the leader".to_owned());
         }
@@ -72,7 +75,7 @@ impl Inbox {
             let heard = now.checked_sub(Duration::from_millis(age_ms)).unwrap_or(now);
             keep_newest(&mut beats, id, Beat { epoch, heard });
         }
-        Ok(())
+        Ok(self.id)
     }
 
     fn beats(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Beat>> {
@@ -140,9 +143,8 @@ impl Duties {
         loop {
             if let Some(term) = roles.leading() {
                 tracing::info!(term, "this node leads");
+                // What is left in the inbox then stays: it may lead again, and an old beat does no harm.
                 self.lead(term, &mut roles).await;
-                // They were sent to a leader that is none any more; who sent them sends newer ones.
-                self.inbox.take();
             }
             if roles.leading().is_none() {
                 tokio::select! {

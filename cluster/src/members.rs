@@ -119,6 +119,8 @@ impl Admission {
         let known = membership.nodes.iter().find(|(_, node)| node.incarnation == request.incarnation);
         if let Some((id, _)) = known {
             if request.role == "voter" && !membership.is_voter(*id) {
+                // It asks for as long as it takes: whom it replaces may live again by now.
+                self.refuse_a_living_name(request, &membership).await?;
                 self.promote(*id, &request.name, &membership).await?;
             }
             return Ok(*id);
@@ -157,7 +159,8 @@ impl Admission {
         request: &v1::JoinRequest,
         membership: &Membership,
     ) -> Result<(), NotYet> {
-        for (id, node) in membership.nodes.iter().filter(|(_, node)| node.name == request.name) {
+        let other = |node: &NodeRecord| node.name == request.name && node.incarnation != request.incarnation;
+        for (id, node) in membership.nodes.iter().filter(|(_, node)| other(node)) {
             let link = self.links.stranger(&node.peer);
             let message = v1::IdentifyRequest { cluster_name: self.cluster_name.clone() };
             let reply = link.client().identify(link.request(message, Some(ALIVE_TIMEOUT))).await;

@@ -14,7 +14,7 @@ use std::{
 use gogate_proto::v1::{self, peer_client::PeerClient};
 use openraft::{
     AnyError, RaftNetwork, RaftNetworkFactory,
-    error::{InstallSnapshotError, NetworkError, RPCError, RaftError, Unreachable},
+    error::{InstallSnapshotError, NetworkError, PayloadTooLarge, RPCError, RaftError, Unreachable},
     network::{Backoff, RPCOption},
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
@@ -259,7 +259,7 @@ impl RaftNetwork<TypeConfig> for Link {
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<TypeConfig>,
-        _option: RPCOption,
+        option: RPCOption,
     ) -> Result<AppendEntriesResponse<NodeId>, RpcError<openraft::error::Infallible>> {
         let message = v1::AppendRequest {
             vote: Some(convert::vote_message(&rpc.vote)),
@@ -267,7 +267,17 @@ impl RaftNetwork<TypeConfig> for Link {
             commit: rpc.leader_commit.map(convert::log_id_message),
             entries: rpc.entries.iter().map(|entry| codec::encode(&convert::entry_record(entry))).collect(),
         };
-        let reply = self.client().append_entries(self.request(message, None)).await;
+        let entries = message.entries.len() as u64;
+        let mut client = self.client();
+        let call = client.append_entries(self.request(message, None));
+        let reply = if entries < 2 {
+            call.await
+        } else {
+            // The library gives a call up after a heartbeat, and would repeat the same one for ever: what cannot
+            // arrive in that time is sent in smaller parts.
+            let timely = tokio::time::timeout(option.soft_ttl(), call).await;
+            timely.map_err(|_| PayloadTooLarge::new_entries_hint(entries / 2))?
+        };
         let reply = reply.map_err(|status| rpc_error(self, &status))?.into_inner();
         match reply.result.ok_or_else(|| malformed("result"))? {
             v1::append_reply::Result::Success(_) => Ok(AppendEntriesResponse::Success),

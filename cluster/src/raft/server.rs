@@ -44,6 +44,10 @@ pub(super) const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// Calls of one connection at once; further ones wait for their turn.
 const CALLS_PER_CONNECTION: usize = 256;
 
+/// AppendEntries in the core's hands at once. A leader has one on its way; more are left of those that it gave
+/// up while this node's disk stood still. Beyond, it is told so and pauses: the core's own queue has no bound.
+const APPENDS_MAX: usize = 8;
+
 /// Batches of other nodes in hand at once; beyond, they are told to come again.
 const PROPOSALS_MAX: usize = 64;
 
@@ -57,6 +61,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(120);
 #[derive(Clone)]
 pub(crate) struct Service {
     door: Arc<Door>,
+    appends: Arc<Semaphore>,
     proposals: Arc<Semaphore>,
     refused: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -70,8 +75,12 @@ pub(crate) async fn serve(
     listener.set_nonblocking(true).map_err(|error| error.to_string())?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let service =
-        Service { door, proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)), refused: Arc::default() };
+    let service = Service {
+        door,
+        appends: Arc::new(Semaphore::new(APPENDS_MAX)),
+        proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)),
+        refused: Arc::default(),
+    };
     let service = PeerServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -169,21 +178,30 @@ impl Peer for Service {
         let node = self.check(request.metadata())?;
         let message = request.into_inner();
         let vote = convert::message_vote(&message.vote.ok_or_else(|| missing("vote"))?);
+        // Noted before the disk has it: a slow disk here is no reason to depose whoever sent this.
+        node.core.note_leader(&vote, &node.heard);
+        let permit = self.appends.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| Status::resource_exhausted("too many entries wait for the disk"))?;
         let mut entries = Vec::with_capacity(message.entries.len());
         for bytes in &message.entries {
             let record = codec::decode("an entry", bytes)
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;
             entries.push(convert::entry(record));
         }
-        // Noted before the disk has it: a slow disk here is no reason to depose whoever sent this.
-        node.core.note_leader(&vote, &node.heard);
         let request = AppendEntriesRequest {
             vote,
             prev_log_id: message.previous.as_ref().map(convert::message_log_id),
             entries,
             leader_commit: message.commit.as_ref().map(convert::message_log_id),
         };
-        let response = node.core.raft.append_entries(request).await.map_err(|error| stopped(&error))?;
+        // A task of its own, which ends with the core's answer: the permit is held for as long as the core holds
+        // the message, also when the leader has given this call up.
+        let raft = node.core.raft.clone();
+        let answer = tokio::spawn(async move {
+            let _permit = permit;
+            raft.append_entries(request).await
+        });
+        let response = answer.await.map_err(|error| stopped(&error))?.map_err(|error| stopped(&error))?;
         use v1::append_reply::Result as Reply;
         let result = match response {
             AppendEntriesResponse::Success => Reply::Success(true),
@@ -309,8 +327,8 @@ impl Peer for Service {
             .into_iter()
             .map(|beat| Heartbeat { id: beat.id.into(), epoch: beat.epoch, age_ms: beat.age_ms })
             .collect();
-        node.inbox.put(heartbeats, Instant::now()).map_err(Status::failed_precondition)?;
-        Ok(Response::new(v1::HeartbeatsReply {}))
+        let inbox = node.inbox.put(heartbeats, Instant::now()).map_err(Status::failed_precondition)?;
+        Ok(Response::new(v1::HeartbeatsReply { inbox }))
     }
 
     async fn identify(
