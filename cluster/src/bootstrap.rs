@@ -271,7 +271,7 @@ impl Door {
     }
 }
 
-fn role(learner: bool) -> &'static str {
+pub(crate) fn role(learner: bool) -> &'static str {
     if learner { "learner" } else { "voter" }
 }
 

@@ -190,6 +190,14 @@ impl Cluster {
         let refused = |problem| StartError::Bootstrap { cluster: cluster_name.clone(), problem };
         let links = Links::new(config.secret.as_deref()).map_err(refused)?;
         let dir = open_dir(&data_dir, &cluster_name, &name, learner).await?;
+        if dir.identity.learner != learner {
+            let role = bootstrap::role(dir.identity.learner);
+            tracing::warn!(
+                role,
+                "the role of a node is that of its first start: `cluster.role` is not followed"
+            );
+        }
+        let learner = dir.identity.learner;
         let (log, snapshots) = (dir.log.clone(), dir.snapshots.clone());
         let secret = config.secret;
         let facts = Facts { name, cluster_name, expect, peers, learner, advertise, admin, secret };

@@ -240,3 +240,28 @@ async fn a_follower_that_was_cut_off_does_not_depose_the_leader() {
     }
     shutdown_all(nodes).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_stays_one_whatever_its_file_says_later() {
+    let places = places(2);
+    let (first, second) = (&places[..1], &places[1]);
+    let voter = places[0].start(first).await.unwrap();
+    let config = |learner| {
+        let mut config = second.config(&places);
+        config.expect = 1;
+        config.learner = learner;
+        config
+    };
+    let learner = Cluster::start(config(true)).await.unwrap();
+    register(&learner, "a").await;
+    learner.shutdown().await;
+    let learner = Cluster::start(config(false)).await.unwrap();
+    register(&learner, "b").await;
+    // It would have asked for a vote by now, every 200 ms, and been given one.
+    let asked = Instant::now() + Duration::from_secs(1);
+    while Instant::now() < asked {
+        assert_eq!(voters(&voter), [1]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    shutdown_all(vec![learner, voter]).await;
+}
