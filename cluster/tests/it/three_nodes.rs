@@ -2,9 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use gogate_cluster::{Cluster, ProposeError, StartError, state::Command};
+use gogate_cluster::{
+    Cluster, ProposeError, StartError,
+    state::{Command, Registration},
+};
 
-use crate::harness::{Gate, TIMEOUT, eventually, has, leader, places, register, shutdown_all, start_all};
+use crate::harness::{
+    Gate, TIMEOUT, eventually, has, leader, places, register, registration, shutdown_all, start_all,
+};
 
 fn voters(node: &Cluster) -> Vec<u64> {
     node.status().members.iter().filter(|member| member.voter).map(|member| member.id).collect()
@@ -184,9 +189,16 @@ async fn a_write_on_an_isolated_leader_is_unknown_in_time() {
     let places = places(3);
     let mut nodes = start_all(&places).await;
     let alone = leader(&nodes).await;
-    register(&nodes[0], "a").await;
+    let registration = Registration { ttl_ms: 60_000, ..registration("a") };
+    nodes[0].propose(Command::Register(registration), TIMEOUT).await.unwrap();
     let alone = nodes.remove(alone);
-    // Writes are on their way when the others go, so that some were taken into the log.
+    // The leader's own tick must not be what is on its way when the others go: the next one is a second off.
+    let lives_ms = || alone.read(|state| state.expires_in_ms("a"));
+    for _ in 0..2 {
+        let before = lives_ms();
+        eventually("a tick passes", || (lives_ms() != before).then_some(())).await;
+    }
+    // Writes are on their way then, so that some were taken into the log.
     let writes = async {
         let deadline = Instant::now() + TIMEOUT;
         loop {
