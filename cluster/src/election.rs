@@ -11,7 +11,7 @@
 //! matter: a candidate whose term is too low learns a higher one from the refusals and asks again, whereas
 //! refusing it here could leave nobody electable (the longest log with the lowest term).
 //!
-//! Fail-over takes: the silence (400 to 600 ms after the last heartbeat, which is on average half an interval
+//! Fail-over takes: the silence (400 to 500 ms after the last heartbeat, which is on average half an interval
 //! old), one round of questions, one of votes with a barrier each.
 
 use std::{

@@ -62,7 +62,7 @@ pub struct Timers {
     pub election_max: Duration,
     /// The supervisor's silence before it asks for votes, from. 400 ms.
     pub campaign_min: Duration,
-    /// The supervisor's silence before it asks for votes, to. 600 ms.
+    /// The supervisor's silence before it asks for votes, to. 500 ms.
     pub campaign_max: Duration,
     /// Entries between two snapshots, and kept behind one. None: 50,000.
     pub snapshot_entries: Option<u64>,
@@ -163,7 +163,7 @@ impl Default for Timers {
             election_min: Duration::from_millis(300),
             election_max: Duration::from_millis(400),
             campaign_min: Duration::from_millis(400),
-            campaign_max: Duration::from_millis(600),
+            campaign_max: Duration::from_millis(500),
             snapshot_entries: None,
         }
     }
