@@ -5,7 +5,17 @@
 //! registered, every listener that a route names exists, names are unique. Neighbours: `check` makes it,
 //! `control::compile` turns it and the registry into a `proxy::table::RoutingTable`.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+mod listener;
+mod route;
+mod service;
+
+use std::{collections::BTreeMap, time::Duration};
+
+pub use self::{
+    listener::Listener,
+    route::{HostPattern, Match, PathPattern, Route},
+    service::{Balance, Endpoint, Pool, Service, Timeouts},
+};
 
 /// A valid gateway document.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -20,115 +30,6 @@ pub struct Document {
     pub trusted_proxies: Vec<IpNetwork>,
     /// Bounds on what a client may send.
     pub limits: Limits,
-}
-
-/// Where the gateway accepts connections.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listener {
-    /// The document's address; a node's `bind` may replace it.
-    pub address: SocketAddr,
-}
-
-/// What requests are sent to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Service {
-    /// How an endpoint is chosen.
-    pub balance: Balance,
-    /// The endpoints of the document; instances registered under the service's name join them.
-    pub endpoints: Vec<Endpoint>,
-    /// How long each step may take.
-    pub timeouts: Timeouts,
-    /// The bounds of each worker's pool for this service.
-    pub pool: Pool,
-}
-
-/// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Balance {
-    /// In turn.
-    #[default]
-    RoundRobin,
-}
-
-/// One address of a service.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Endpoint {
-    /// `host:port`; the host is an IP address or a name, IPv6 in brackets.
-    pub address: String,
-    /// 1 … 65535; used by the weighted balancers.
-    pub weight: u32,
-}
-
-/// How long each step of a request may take.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Timeouts {
-    /// To open a connection to an endpoint. Default 2 s.
-    pub connect: Duration,
-    /// From the request's last byte sent upstream to the answer's head. Default 30 s.
-    pub request: Duration,
-    /// Between two pieces of a body, either way. Default 60 s.
-    pub idle: Duration,
-}
-
-/// The bounds of a pool of upstream connections.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pool {
-    /// Idle connections kept to each endpoint. Default 128.
-    pub max_idle: usize,
-    /// How long an idle connection is kept. Default 60 s.
-    pub idle_timeout: Duration,
-    /// Connections to each endpoint, idle or not. Default 1024.
-    pub max_connections: usize,
-}
-
-/// Which requests go where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Route {
-    /// Unique in the document.
-    pub name: String,
-    /// Names of listeners; empty means every HTTP listener.
-    pub listeners: Vec<String>,
-    /// Which requests.
-    pub matches: Match,
-    /// The name of the service.
-    pub service: String,
-    /// Bounds the whole of a request up to the answer's head; overrides the service's `timeouts.request`.
-    pub timeout: Option<Duration>,
-}
-
-/// What a request must look like.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Match {
-    /// Which host.
-    pub host: HostPattern,
-    /// Which path.
-    pub path: PathPattern,
-    /// Upper-case method names; empty means any.
-    pub methods: Vec<String>,
-}
-
-/// Which host a route serves. Names are lower case.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum HostPattern {
-    /// Any.
-    #[default]
-    Any,
-    /// This one.
-    Exact(String),
-    /// Every name below this one: `*.example.com` is kept as `example.com`.
-    Wildcard(String),
-}
-
-/// Which path a route serves.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum PathPattern {
-    /// Any.
-    #[default]
-    Any,
-    /// This one.
-    Exact(String),
-    /// This one and all below it: `/v1` matches `/v1` and `/v1/x`, not `/v10`.
-    Prefix(String),
 }
 
 /// A range of addresses in CIDR notation.
@@ -157,23 +58,7 @@ pub struct Limits {
     pub connections: usize,
 }
 
-// === impl Timeouts, Pool, Limits ===
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(2),
-            request: Duration::from_secs(30),
-            idle: Duration::from_secs(60),
-        }
-    }
-}
-
-impl Default for Pool {
-    fn default() -> Self {
-        Self { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024 }
-    }
-}
+// === impl Limits ===
 
 impl Default for Limits {
     fn default() -> Self {

@@ -117,12 +117,7 @@ impl RoutingTable {
     ) -> Result<RoutingTable, CompileError> {
         let mut upstreams = Vec::new();
         let mut services = HashMap::new();
-        let undeclared = Service {
-            balance: Balance::default(),
-            endpoints: Vec::new(),
-            timeouts: Timeouts::default(),
-            pool: Pool::default(),
-        };
+        let undeclared = Service::default();
         let routed = document.routes.iter().map(|route| &route.service);
         for name in document.services.keys().chain(routed) {
             if services.contains_key(name.as_str()) {

@@ -13,7 +13,10 @@ use std::{
 };
 
 use gogate::{
-    config::document::{Document, Endpoint, Listener, Match, PathPattern, Pool, Route, Service, Timeouts},
+    config::{
+        check,
+        document::{Document, Endpoint, Listener, Match, PathPattern, Route, Service},
+    },
     proxy::{Proxy, ProxyConfig, RoutingTable},
 };
 
@@ -308,15 +311,15 @@ pub fn document(endpoints: &[SocketAddr]) -> Document {
     document.listeners.insert("web".to_owned(), Listener { address: "127.0.0.1:0".parse().unwrap() });
     let endpoints =
         endpoints.iter().map(|address| Endpoint { address: address.to_string(), weight: 1 }).collect();
-    let service = Service {
-        balance: Default::default(),
-        endpoints,
-        timeouts: Timeouts::default(),
-        pool: Pool::default(),
-    };
+    let service = Service { endpoints, ..Service::default() };
     document.services.insert("service".to_owned(), service);
     document.routes.push(route("all", PathPattern::Any, &[]));
     document
+}
+
+/// A document as an operator writes it; listeners have port 0.
+pub fn yaml(text: &str) -> Document {
+    check::document(text).unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
 /// The service of [`document`].

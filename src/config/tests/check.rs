@@ -2,7 +2,13 @@
 
 use std::time::Instant;
 
-use super::*;
+use super::{
+    super::document::{HostPattern, Match, PathPattern, Pool, Timeouts},
+    listeners::LISTENER,
+    routes::{MATCH, ROUTE},
+    services::{ENDPOINT, POOL, SERVICE, TIMEOUTS},
+    *,
+};
 
 /// The problems of a document, one a line as `gogate check` prints them; nothing when it is valid.
 fn check(text: &str, expected: &str) {

@@ -1,0 +1,53 @@
+//! Which requests go where.
+
+use std::time::Duration;
+
+/// Which requests go where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Unique in the document.
+    pub name: String,
+    /// Names of listeners; empty means every HTTP listener.
+    pub listeners: Vec<String>,
+    /// Which requests.
+    pub matches: Match,
+    /// The name of the service.
+    pub service: String,
+    /// Bounds the whole of a request up to the answer's head; overrides the service's `timeouts.request`.
+    pub timeout: Option<Duration>,
+}
+
+/// What a request must look like.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Match {
+    /// Which host.
+    pub host: HostPattern,
+    /// Which path.
+    pub path: PathPattern,
+    /// Upper-case method names; empty means any.
+    pub methods: Vec<String>,
+}
+
+/// Which host a route serves. Names are lower case.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum HostPattern {
+    /// Any.
+    #[default]
+    Any,
+    /// This one.
+    Exact(String),
+    /// Every name below this one: `*.example.com` is kept as `example.com`.
+    Wildcard(String),
+}
+
+/// Which path a route serves.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum PathPattern {
+    /// Any.
+    #[default]
+    Any,
+    /// This one.
+    Exact(String),
+    /// This one and all below it: `/v1` matches `/v1` and `/v1/x`, not `/v10`.
+    Prefix(String),
+}

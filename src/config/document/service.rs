@@ -1,0 +1,73 @@
+//! What requests are sent to.
+
+use std::time::Duration;
+
+/// What requests are sent to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Service {
+    /// How an endpoint is chosen.
+    pub balance: Balance,
+    /// The endpoints of the document; instances registered under the service's name join them.
+    pub endpoints: Vec<Endpoint>,
+    /// How long each step may take.
+    pub timeouts: Timeouts,
+    /// The bounds of each worker's pool for this service.
+    pub pool: Pool,
+}
+
+/// How an endpoint is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Balance {
+    /// In turn.
+    #[default]
+    RoundRobin,
+}
+
+/// One address of a service.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    /// `host:port`; the host is an IP address or a name, IPv6 in brackets.
+    pub address: String,
+    /// 1 … 65535; used by the weighted balancers.
+    pub weight: u32,
+}
+
+/// How long each step of a request may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To open a connection to an endpoint. Default 2 s.
+    pub connect: Duration,
+    /// From the request's last byte sent upstream to the answer's head. Default 30 s.
+    pub request: Duration,
+    /// Between two pieces of a body, either way. Default 60 s.
+    pub idle: Duration,
+}
+
+/// The bounds of a pool of upstream connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    /// Idle connections kept to each endpoint. Default 128.
+    pub max_idle: usize,
+    /// How long an idle connection is kept. Default 60 s.
+    pub idle_timeout: Duration,
+    /// Connections to each endpoint, idle or not. Default 1024.
+    pub max_connections: usize,
+}
+
+// === impl Timeouts, Pool ===
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(2),
+            request: Duration::from_secs(30),
+            idle: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024 }
+    }
+}
