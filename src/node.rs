@@ -3,6 +3,8 @@
 //! | task | inputs | outputs | ends |
 //! |---|---|---|---|
 //! | proxy workers (threads of their own) | client connections, the routing table | upstream requests | after the drain, or with the process |
+//! | access log (a thread of its own) | the workers' lines | a file or stdout | after the drain, when all lines are written; given 2 s |
+//! | reopen | SIGHUP | the access log's file, opened again | aborted after the drain |
 //! | cluster (its own tasks) | peers, proposals | the replicated state, its changes | `Cluster::shutdown`; by itself only when its core stops, and then the process ends |
 //! | publish | `Cluster::changes` | the proxy's table, this node's report | aborted after the drain; if it ends before, as do those below, the process ends |
 //! | heartbeats | beats taken by the admin API | the leader's next tick | aborted after the drain |
@@ -40,6 +42,7 @@ use crate::{
         reload::Reload,
     },
     proxy::{Proxy, ProxyConfig},
+    telemetry::access_log::AccessLog,
 };
 
 /// What this build calls itself.
@@ -73,6 +76,14 @@ pub enum NodeError {
     /// The cluster part.
     #[error(transparent)]
     Cluster(#[from] StartError),
+    /// The access log's file.
+    #[error("log.access: {target} cannot be opened: {error}")]
+    AccessLog {
+        /// Its name.
+        target: String,
+        /// Why not.
+        error: io::Error,
+    },
     /// The data plane's threads.
     #[error("the proxy cannot start: {0}")]
     Proxy(io::Error),
@@ -129,6 +140,8 @@ fn raise_descriptor_limit() {
 /// Start, run, drain, stop.
 async fn live(config: NodeConfig) -> Result<(), NodeError> {
     let mut signals = Signals::new().map_err(NodeError::Process)?;
+    let access_log = AccessLog::open(&config.log.access, config.log.json)
+        .map_err(|error| NodeError::AccessLog { target: config.log.access.to_string(), error })?;
     let admin_listener = listen("admin.listen", config.admin_listen)?;
     let admin_address = admin_listener.local_addr().map_err(NodeError::Process)?;
     let admin_listener = TcpListener::from_std(admin_listener).map_err(NodeError::Process)?;
@@ -156,6 +169,7 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
         bind: config.bind.clone(),
         drain_wait: config.drain_wait,
         drain_deadline: config.drain_deadline,
+        access_log: access_log.as_ref().map(AccessLog::handle),
     });
     let proxy = Arc::new(proxy.map_err(NodeError::Proxy)?);
 
@@ -170,6 +184,14 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
         let (heartbeats, cluster) = (heartbeats.clone(), cluster.clone());
         async move { heartbeats.forward(&cluster).await }
     });
+    if let Some(log) = &access_log {
+        let (log, mut hangup) = (log.handle(), signal(SignalKind::hangup()).map_err(NodeError::Process)?);
+        tasks.spawn("reopen", async move {
+            while hangup.recv().await.is_some() {
+                log.reopen();
+            }
+        });
+    }
     if let Some(file) = config.gateway_file.clone() {
         let (cluster, name, hangup) = (cluster.clone(), config.name.clone(), signals.hangup.clone());
         tasks.spawn("reload", Reload::new(cluster, name, file, config.gateway_watch, hangup).run());
@@ -200,6 +222,9 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
         }
     }
     tasks.running.abort_all();
+    if let Some(log) = access_log {
+        log.close().await;
+    }
     let _ = stop.send(true);
     let closing = async {
         if !admin.is_finished() {

@@ -67,6 +67,30 @@ pub enum Role {
 pub struct LogConfig {
     /// A `tracing` filter: `info`, `gogate=debug,warn`.
     pub level: String,
-    /// One JSON object a line instead of text.
+    /// One JSON object a line instead of text; of the access log, too.
     pub json: bool,
+    /// Where requests are logged.
+    pub access: AccessTarget,
+}
+
+/// Where the access log goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum AccessTarget {
+    /// Nowhere.
+    #[default]
+    Off,
+    /// Standard output.
+    Stdout,
+    /// Appended to a file.
+    File(PathBuf),
+}
+
+impl std::fmt::Display for AccessTarget {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Stdout => f.write_str("stdout"),
+            Self::File(path) => path.display().fmt(f),
+        }
+    }
 }

@@ -16,7 +16,7 @@ use super::{
     address,
     field::{Field, Keys, Section, is_null},
     given::{Given, child, map},
-    node::{ClusterConfig, LogConfig, NodeConfig, Role},
+    node::{AccessTarget, ClusterConfig, LogConfig, NodeConfig, Role},
     problem::{Place, Problem, Report, nearest, shown},
     yaml::{self, Node, Value},
 };
@@ -31,7 +31,7 @@ const PEER: Keys = Keys { known: &["listen", "advertise", "secret_file"], later:
 const CLUSTER: Keys = Keys { known: &["name", "expect", "peers", "role"], later: &[] };
 const GATEWAY: Keys = Keys { known: &["file", "watch"], later: &[] };
 const DRAIN: Keys = Keys { known: &["wait", "deadline"], later: &[] };
-const LOG: Keys = Keys { known: &["level", "format"], later: &["access"] };
+const LOG: Keys = Keys { known: &["level", "format", "access"], later: &[] };
 
 /// A secret is a line, not a book: a larger file is the wrong one.
 const SECRET_BYTES_MAX: usize = 4096;
@@ -130,6 +130,7 @@ struct NodeFile {
     drain_deadline: Option<Duration>,
     log_level: Option<String>,
     log_json: bool,
+    log_access: Option<AccessTarget>,
 }
 
 #[derive(Default)]
@@ -179,6 +180,7 @@ fn read<'a>(root: &'a Node, report: &'a Report) -> Option<(NodeFile, Sections<'a
         drain_deadline: duration("drain", "deadline"),
         log_level: get("log", "level").and_then(log_level),
         log_json: get("log", "format").and_then(|f| f.choice(&["text", "json"])) == Some("json"),
+        log_access: get("log", "access").and_then(access_target),
     };
     if file.gateway_watch == Some(true) && get("gateway", "file").is_none() {
         let suggestion = Some("add gateway.file, or remove gateway.watch".into());
@@ -274,6 +276,25 @@ fn log_level(field: &Field<'_>) -> Option<String> {
     Some(text.to_owned())
 }
 
+/// `off`, `stdout` or a file. A bare word is more likely a mistake than a file's name.
+fn access_target(field: &Field<'_>) -> Option<AccessTarget> {
+    let text = field.text_as("`off`, `stdout` or a file")?;
+    match text {
+        "off" => Some(AccessTarget::Off),
+        "stdout" => Some(AccessTarget::Stdout),
+        word if !word.contains(['/', '.']) => {
+            let suggestion = match nearest(word, ["off", "stdout"]) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("write ./{} if it is a file", shown(word)),
+            };
+            let problem = format!("expected `off`, `stdout` or a file, found `{}`", shown(word));
+            field.problem(problem, Some(suggestion));
+            None
+        }
+        _ => path(field).map(AccessTarget::File),
+    }
+}
+
 // === as resolved ===
 
 /// Fills in what depends on the machine and judges what depends on two keys.
@@ -339,7 +360,11 @@ fn resolve(
         gateway_file: file.gateway_file,
         drain_wait: file.drain_wait.unwrap_or(Duration::from_secs(5)),
         drain_deadline: file.drain_deadline.unwrap_or(Duration::from_secs(30)),
-        log: LogConfig { level: file.log_level.unwrap_or_else(|| "info".into()), json: file.log_json },
+        log: LogConfig {
+            level: file.log_level.unwrap_or_else(|| "info".into()),
+            json: file.log_json,
+            access: file.log_access.unwrap_or_default(),
+        },
         insecure,
     })
 }

@@ -21,8 +21,9 @@ use hyper::body::Incoming;
 
 use super::{
     error::ProxyError,
-    http::{Client, Record},
+    http::Client,
     pool::{Lease, Pool},
+    record::{self, Journey, Record},
     upload::{RequestBody, Upload},
     upstream::LocalUpstream,
 };
@@ -50,19 +51,23 @@ pub(super) async fn forward(
     client: &Client,
     upstream: &LocalUpstream,
     mut outgoing: Outgoing,
-    started: Instant,
+    record: &Record,
     answer_within: Duration,
 ) -> Result<(Response<Incoming>, Lease), ProxyError> {
+    let journey = record.journey().map(|journey| &**journey);
     let plan = &upstream.plan;
     let mut refused = None;
     let mut stale = false;
     loop {
         let place = upstream.choose(refused).ok_or(ProxyError::NoEndpoint)?;
         let pool = &upstream.pools[place];
+        if let Some(journey) = journey {
+            journey.attempt(&pool.target.address);
+        }
         let idle = if stale { None } else { pool.idle_lease(&plan.pool) };
         let mut lease = match idle {
             Some(lease) => lease,
-            None => match open(client, upstream, pool).await {
+            None => match open(client, upstream, pool, journey).await {
                 Ok(lease) => lease,
                 Err(ProxyError::ConnectFailed | ProxyError::ConnectTimeout)
                     if refused.is_none() && upstream.pools.len() > 1 =>
@@ -75,7 +80,7 @@ pub(super) async fn forward(
             },
         };
         let time = if outgoing.upload.is_some() { plan.timeouts.idle } else { answer_within };
-        client.alarm.set(client.worker.alarms.soon().max(started) + time);
+        client.alarm.set(client.worker.alarms.soon().max(record.started) + time);
         match send(client, &mut lease, outgoing).await {
             Attempt::Answered(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 return Err(ProxyError::UpstreamMalformed);
@@ -93,11 +98,27 @@ pub(super) async fn forward(
 }
 
 /// A lease with a connection that is new, or that another request just gave back.
-async fn open(client: &Client, upstream: &LocalUpstream, pool: &Rc<Pool>) -> Result<Lease, ProxyError> {
+async fn open(
+    client: &Client,
+    upstream: &LocalUpstream,
+    pool: &Rc<Pool>,
+    journey: Option<&Journey>,
+) -> Result<Lease, ProxyError> {
     client.alarm.set(client.worker.alarms.soon() + upstream.plan.timeouts.connect);
-    let mut lease = client.in_time(pool.lease(&upstream.plan.pool), ProxyError::PoolOverload).await?;
+    let now = || journey.map(|journey| (journey, Instant::now()));
+    let queued = now();
+    let lease = client.in_time(pool.lease(&upstream.plan.pool), ProxyError::PoolOverload).await;
+    if let Some((journey, since)) = queued {
+        journey.queued(since);
+    }
+    let mut lease = lease?;
     if lease.connection().is_none() {
-        client.in_time(lease.connect(), ProxyError::ConnectTimeout).await?;
+        let opened = now();
+        let connected = client.in_time(lease.connect(), ProxyError::ConnectTimeout).await;
+        if let Some((journey, since)) = opened {
+            journey.connected(since);
+        }
+        connected?;
     }
     Ok(lease)
 }
@@ -170,7 +191,7 @@ pub(super) struct AnswerBody {
     content: Content,
     client: Rc<Client>,
     /// Counts the request when the body is gone.
-    _record: Record,
+    record: Record,
 }
 
 #[derive(Debug)]
@@ -188,7 +209,7 @@ enum Content {
 impl AnswerBody {
     /// The gateway's own words.
     pub(super) fn own(content: Bytes, client: &Rc<Client>, record: Record) -> Self {
-        Self { content: Content::Own(Some(content)), client: Rc::clone(client), _record: record }
+        Self { content: Content::Own(Some(content)), client: Rc::clone(client), record }
     }
 
     /// An endpoint's body, which may stand still for `idle`.
@@ -201,7 +222,7 @@ impl AnswerBody {
     ) -> Self {
         client.alarm.set(client.worker.alarms.soon() + idle);
         let content = Content::Endpoint { incoming, lease: Some(lease), idle };
-        let mut body = Self { content, client: Rc::clone(client), _record: record };
+        let mut body = Self { content, client: Rc::clone(client), record };
         if body.is_end_stream() {
             body.end();
         }
@@ -211,6 +232,7 @@ impl AnswerBody {
     /// Fails at the next poll: what came before the failure is written out first, for hyper drops what it holds
     /// when a body fails.
     fn break_off<T>(&mut self, cx: &Context<'_>, kind: std::io::ErrorKind) -> Poll<T> {
+        self.record.ended(record::UPSTREAM_CUT);
         self.content = Content::Broken(kind);
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -218,6 +240,7 @@ impl AnswerBody {
 
     /// The answer is whole: its connection may carry the next one.
     fn end(&mut self) {
+        self.record.ended(record::COMPLETE);
         if let Content::Endpoint { lease, .. } = &mut self.content
             && let Some(mut lease) = lease.take()
             && lease.connection().is_some_and(|connection| connection.is_usable())
@@ -237,7 +260,11 @@ impl Body for AnswerBody {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
         let (incoming, lease, idle) = match &mut this.content {
-            Content::Own(content) => return Poll::Ready(content.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Content::Own(content) => {
+                let content = content.take();
+                this.record.sent(content.as_ref().map_or(0, Bytes::len));
+                return Poll::Ready(content.map(|bytes| Ok(Frame::data(bytes))));
+            }
             Content::Endpoint { incoming, lease, idle } => (incoming, lease, *idle),
             Content::Broken(kind) => return Poll::Ready(Some(Err((*kind).into()))),
         };
@@ -251,6 +278,7 @@ impl Body for AnswerBody {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     this.client.worker.figures.response_bytes.add(data.len() as u64);
+                    this.record.sent(data.len());
                 }
                 if frame.is_trailers() || incoming.is_end_stream() {
                     this.end();

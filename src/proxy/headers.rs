@@ -69,6 +69,12 @@ impl RequestId {
             traceparent: (!traced).then(|| made(text)),
         }
     }
+
+    /// The trace's id: of the one that begins here, or of the client's.
+    pub(super) fn trace_id(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        let trace = self.traceparent.as_ref().or_else(|| headers.get(TRACEPARENT))?;
+        HeaderValue::from_bytes(trace.as_bytes().get(3..35)?).ok()
+    }
 }
 
 fn hex(value: u64) -> [u8; 16] {

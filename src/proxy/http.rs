@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, Uri, header, request::Parts};
 use http_body::Body;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -29,11 +29,11 @@ use tokio::{
 use super::{
     alarm::Alarm,
     error::{Blame, ProxyError},
-    figures::{RouteFigures, method_label},
     forward::{AnswerBody, Outgoing, forward},
     framing::Framing,
     headers::{self, Peer, RequestId},
     listener::{ListenerState, Permit},
+    record::{self, Record},
     route_match::{self, Found},
     stream::ClientStream,
     table::RoutingTable,
@@ -41,6 +41,7 @@ use super::{
     upstream::View,
     worker::Worker,
 };
+use crate::telemetry::metrics::OTHER;
 
 /// How long an idle connection is kept for a client's next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -59,29 +60,15 @@ const FIELDS_WITHOUT_ALLOCATION: usize = 100;
 pub(super) struct Client {
     pub(super) worker: Rc<Worker>,
     pub(super) alarm: Rc<Alarm>,
-    listener: Rc<ListenerState>,
+    pub(super) listener: Rc<ListenerState>,
     address: IpAddr,
-    peer: Peer,
+    pub(super) peer: Peer,
     header_timeout: Duration,
     /// Between a request's head and the end of its answer.
     exchange: Cell<bool>,
     /// Reading stopped until the exchange under way is over.
     stalled: Cell<bool>,
 }
-
-/// A request being counted: what it has come to is counted when this is dropped.
-#[derive(Debug)]
-pub(super) struct Record {
-    client: Rc<Client>,
-    figures: Rc<RouteFigures>,
-    started: Instant,
-    method: &'static str,
-    /// 499 until there is an answer: the client went away.
-    status: u16,
-}
-
-/// What a request is counted as when its client left before the answer; nginx's number, for want of a standard.
-const CLIENT_LEFT: u16 = 499;
 
 // === impl Client ===
 
@@ -116,23 +103,14 @@ impl Client {
         done.await.unwrap_or(Err(late))
     }
 
-    fn exchange_ends(&self, now: Instant) {
+    /// The answer is over.
+    pub(super) fn exchange_ends(&self, now: Instant) {
         self.alarm.set_ceiling(None);
         self.alarm.set(now + KEEP_ALIVE);
         self.exchange.set(false);
         if self.stalled.take() {
             self.alarm.wake();
         }
-    }
-}
-
-// === impl Record ===
-
-impl Drop for Record {
-    fn drop(&mut self) {
-        let now = Instant::now();
-        self.figures.count(self.method, self.status, now.saturating_duration_since(self.started));
-        self.client.exchange_ends(now);
     }
 }
 
@@ -203,10 +181,8 @@ pub(super) async fn serve(
 /// Tells the client why it was read no further, and lets what it still sends run out.
 async fn say_goodbye(client: &Client, mut tcp: TcpStream, refusal: Option<ProxyError>, unread: bool) {
     if let Some(refusal) = &refusal {
-        let row = refusal.row();
-        client.worker.figures.reject(row.reason);
-        client.worker.unrouted.count(crate::telemetry::metrics::OTHER, row.status.as_u16(), Duration::ZERO);
-        let id = RequestId::of(&HeaderMap::new(), || client.worker.random()).id;
+        let id = record::refuse(&client.worker, &client.listener, client.peer.ip.as_bytes(), refusal);
+        client.worker.unrouted.count(OTHER, refusal.row().status.as_u16(), Duration::ZERO);
         let written = tokio::time::timeout(LINGER, tcp.write_all(&refusal.raw_response(&id))).await;
         if !matches!(written, Ok(Ok(()))) {
             return;
@@ -236,20 +212,14 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
     let started = Instant::now();
     let view = client.worker.view();
     let (parts, body) = request.into_parts();
-    let mut record = Record {
-        client: Rc::clone(&client),
-        figures: Rc::clone(&client.worker.unrouted),
-        started,
-        method: method_label(&parts.method),
-        status: CLIENT_LEFT,
-    };
     let request_id = RequestId::of(&parts.headers, || client.worker.random());
+    let mut record = Record::begin(&client, started, &parts, &request_id);
     let exchange = exchange(&client, &view, parts, body, &request_id, &mut record);
     let mut close = client.worker.is_draining();
     let mut response = match exchange.await {
         Ok(endpoint) => {
             close |= endpoint.early;
-            record.status = endpoint.response.status().as_u16();
+            record.answered(endpoint.response.status());
             let (mut parts, incoming) = endpoint.response.into_parts();
             headers::prepare_answer(&mut parts.headers);
             let body = AnswerBody::endpoint(incoming, endpoint.lease, endpoint.idle, &client, record);
@@ -257,7 +227,7 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
         }
         Err(error) => {
             let row = error.row();
-            record.status = row.status.as_u16();
+            record.failed(&row);
             client.worker.figures.reject(row.reason);
             // The answer may be read as slowly as any other body.
             client.alarm.set_ceiling(None);
@@ -315,10 +285,10 @@ async fn exchange(
         // HTTP/1.0 does without; HTTP/1.1, which the endpoint is spoken to in, does not.
         None => drop(parts.headers.insert(header::HOST, HeaderValue::from_static(""))),
     }
-    let upload = (!body.is_end_stream())
-        .then(|| Upload::new(body, Rc::clone(client), bytes_max, timeouts.idle, answer_within));
+    let upload =
+        (!body.is_end_stream()).then(|| Upload::new(body, record, bytes_max, timeouts.idle, answer_within));
     let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
-    let (response, lease) = forward(client, upstream, outgoing, record.started, answer_within).await?;
+    let (response, lease) = forward(client, upstream, outgoing, record, answer_within).await?;
     client.alarm.set_ceiling(None);
     let early = upload.is_some_and(|upload| !upload.has_ended());
     Ok(FromEndpoint { response, lease, idle: timeouts.idle, early })

@@ -26,7 +26,7 @@ use tokio::{
     sync::oneshot,
 };
 
-use super::{error::ProxyError, headers::RequestId, http, worker::Worker};
+use super::{error::ProxyError, http, record, worker::Worker};
 
 /// Connections the kernel queues for each worker; more are left to their retransmissions.
 const BACKLOG: i32 = 4096;
@@ -152,7 +152,7 @@ pub(super) async fn accept(
 }
 
 fn hand_over(worker: &Rc<Worker>, state: &Rc<ListenerState>, tcp: TcpStream, peer: SocketAddr) {
-    let Some(permit) = Permit::new(worker, state) else { return shed(worker, &tcp) };
+    let Some(permit) = Permit::new(worker, state) else { return shed(worker, state, &tcp, peer) };
     if tcp.set_nodelay(true).is_err() {
         return;
     }
@@ -160,10 +160,10 @@ fn hand_over(worker: &Rc<Worker>, state: &Rc<ListenerState>, tcp: TcpStream, pee
 }
 
 /// Says 503 without reading anything: the least that a client in excess may cost.
-fn shed(worker: &Worker, tcp: &TcpStream) {
+fn shed(worker: &Worker, state: &ListenerState, tcp: &TcpStream, peer: SocketAddr) {
     let error = ProxyError::TooManyConnections;
-    worker.figures.reject(error.row().reason);
-    let id = RequestId::of(&::http::HeaderMap::new(), || worker.random()).id;
+    let client = peer.ip().to_canonical().to_string();
+    let id = record::refuse(worker, state, client.as_bytes(), &error);
     // A client whose socket takes not even this is closed all the same.
     let _ = tcp.try_write(&error.raw_response(&id));
 }

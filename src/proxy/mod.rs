@@ -14,7 +14,7 @@
 //!    whether a failure may be met by sending again; [`upload`] streams the body.
 //! 6. The answer streams back ([`forward::AnswerBody`]); its connection returns to the pool.
 //! 7. A failure at any step is one [`error::ProxyError`], and [`error`] alone makes it an answer.
-//! 8. [`figures`] count the request when its body is gone.
+//! 8. [`record`] has [`figures`] count the request when its body is gone, and the access log take its line.
 
 mod alarm;
 mod balance;
@@ -27,6 +27,7 @@ mod headers;
 mod http;
 mod listener;
 mod pool;
+mod record;
 mod route_match;
 mod stream;
 mod table;
@@ -49,7 +50,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
 use self::worker::{Command, Shared, WorkerHandle};
-use crate::telemetry::metrics::Traffic;
+use crate::telemetry::{access_log, metrics::Traffic};
 
 pub use self::table::{CompileError, RoutingTable};
 
@@ -67,6 +68,8 @@ pub struct ProxyConfig {
     pub drain_wait: Duration,
     /// How long work may take to finish after that.
     pub drain_deadline: Duration,
+    /// Where requests are logged, if they are.
+    pub access_log: Option<access_log::Handle>,
 }
 
 /// A running data plane.
@@ -123,7 +126,7 @@ impl Proxy {
             connections: Arc::default(),
         });
         let workers = (0..config.workers.max(1))
-            .map(|number| WorkerHandle::start(number, Arc::clone(&shared)))
+            .map(|number| WorkerHandle::start(number, Arc::clone(&shared), config.access_log.clone()))
             .collect::<io::Result<_>>()?;
         Ok(Proxy {
             config,
@@ -195,6 +198,7 @@ impl Proxy {
                 sum.add(&figures);
             }
         }
+        sum.access_log_dropped = self.config.access_log.as_ref().map(access_log::Handle::dropped);
         sum.families()
     }
 

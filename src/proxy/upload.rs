@@ -17,7 +17,12 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::{error::ProxyError, http::Client, stream::Task};
+use super::{
+    error::ProxyError,
+    http::Client,
+    record::{Journey, Record},
+    stream::Task,
+};
 
 /// What hyper sends.
 #[derive(Debug)]
@@ -28,6 +33,7 @@ pub(super) struct RequestBody(Option<Rc<Upload>>);
 pub(super) struct Upload {
     incoming: RefCell<Incoming>,
     client: Rc<Client>,
+    journey: Option<Rc<Journey>>,
     /// Who is woken by more of it: the request's task, not hyper's inner channels.
     task: RefCell<Option<Rc<Task>>>,
     bytes: Cell<u64>,
@@ -75,14 +81,15 @@ impl Body for RequestBody {
 impl Upload {
     pub(super) fn new(
         incoming: Incoming,
-        client: Rc<Client>,
+        record: &Record,
         bytes_max: Option<u64>,
         idle: Duration,
         answer: Duration,
     ) -> Rc<Self> {
         Rc::new(Self {
             incoming: RefCell::new(incoming),
-            client,
+            client: Rc::clone(record.client()),
+            journey: record.journey().cloned(),
             task: RefCell::new(None),
             bytes: Cell::new(0),
             bytes_max: bytes_max.unwrap_or(u64::MAX),
@@ -146,6 +153,9 @@ impl Upload {
                 return self.fail(ProxyError::BodyTooLarge);
             }
             self.client.worker.figures.request_bytes.add(data.len() as u64);
+            if let Some(journey) = &self.journey {
+                journey.received(data.len());
+            }
         }
         self.ended.set(frame.is_trailers() || self.incoming.borrow().is_end_stream());
         let time = if self.ended.get() { self.answer } else { self.idle };

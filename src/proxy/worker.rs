@@ -30,7 +30,7 @@ use super::{
     table::RoutingTable,
     upstream::View,
 };
-use crate::telemetry::metrics::Traffic;
+use crate::telemetry::{access_log, metrics::Traffic};
 
 /// Commands that may wait for a worker; the control plane waits when there are more.
 const COMMANDS_MAX: usize = 16;
@@ -51,6 +51,8 @@ pub(super) struct Worker {
     pub(super) shared: Arc<Shared>,
     pub(super) alarms: Alarms,
     pub(super) figures: Figures,
+    /// None: requests are not logged.
+    pub(super) access_log: Option<access_log::Lines>,
     /// Requests that no route took.
     pub(super) unrouted: Rc<RouteFigures>,
     view: RefCell<Rc<View>>,
@@ -97,7 +99,11 @@ pub(super) struct WorkerHandle {
 
 impl WorkerHandle {
     /// Starts a worker's thread.
-    pub(super) fn start(number: usize, shared: Arc<Shared>) -> io::Result<WorkerHandle> {
+    pub(super) fn start(
+        number: usize,
+        shared: Arc<Shared>,
+        access_log: Option<access_log::Handle>,
+    ) -> io::Result<WorkerHandle> {
         let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
         let (ended_sender, ended) = oneshot::channel();
         let (ready_sender, ready) = std::sync::mpsc::sync_channel(1);
@@ -108,7 +114,7 @@ impl WorkerHandle {
                     Err(error) => return drop(ready_sender.send(Err(error))),
                 };
             drop(ready_sender.send(Ok(())));
-            run(&runtime, number, shared, receiver);
+            run(&runtime, number, shared, access_log.as_ref(), receiver);
             drop(runtime);
             // Nobody may be waiting.
             let _ = ended_sender.send(());
@@ -118,9 +124,15 @@ impl WorkerHandle {
     }
 }
 
-fn run(runtime: &LocalRuntime, number: usize, shared: Arc<Shared>, mut commands: mpsc::Receiver<Command>) {
+fn run(
+    runtime: &LocalRuntime,
+    number: usize,
+    shared: Arc<Shared>,
+    access_log: Option<&access_log::Handle>,
+    mut commands: mpsc::Receiver<Command>,
+) {
     runtime.block_on(async move {
-        let worker = Worker::new(number, shared);
+        let worker = Worker::new(number, shared, access_log);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut ticks_to_sweep = TICKS_PER_SWEEP;
@@ -137,6 +149,9 @@ fn run(runtime: &LocalRuntime, number: usize, shared: Arc<Shared>, mut commands:
                 },
                 _ = ticks.tick() => {
                     worker.alarms.tick();
+                    if let Some(lines) = &worker.access_log {
+                        lines.flush();
+                    }
                     ticks_to_sweep -= 1;
                     if ticks_to_sweep == 0 {
                         ticks_to_sweep = TICKS_PER_SWEEP;
@@ -154,13 +169,14 @@ fn run(runtime: &LocalRuntime, number: usize, shared: Arc<Shared>, mut commands:
 // === impl Worker ===
 
 impl Worker {
-    fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
+    fn new(number: usize, shared: Arc<Shared>, access_log: Option<&access_log::Handle>) -> Rc<Self> {
         let view = View::new(shared.table.load_full(), None, number);
         let nobody: Arc<str> = "".into();
         Rc::new(Self {
             shared,
             alarms: Alarms::new(),
             figures: Figures::default(),
+            access_log: access_log.map(access_log::Handle::lines),
             unrouted: Rc::new(RouteFigures::new(&nobody, &nobody)),
             view: RefCell::new(Rc::new(view)),
             listeners: RefCell::default(),

@@ -38,6 +38,8 @@ pub const RATE_LIMIT_DECISIONS_TOTAL: &str = "gogate_rate_limit_decisions_total"
 pub const RETRIES_TOTAL: &str = "gogate_retries_total";
 /// Requests refused or failed by the gateway; by reason.
 pub const REJECTIONS_TOTAL: &str = "gogate_rejections_total";
+/// Lines of the access log that were not written.
+pub const ACCESS_LOG_DROPPED_TOTAL: &str = "gogate_access_log_dropped_total";
 /// The gateway document's version; by state (`active`: it runs here; `current` in the cluster).
 pub const CONFIG_VERSION: &str = "gogate_config_version";
 /// Registered instances; by service.
@@ -90,6 +92,9 @@ pub struct Traffic {
     pub retries: BTreeMap<(Arc<str>, &'static str), u64>,
     /// By reason.
     pub rejections: BTreeMap<&'static str, u64>,
+    /// Lines of the access log that were not written; none where there is no access log. Of the process, not a
+    /// worker's.
+    pub access_log_dropped: Option<u64>,
 }
 
 /// The labels of [`REQUESTS_TOTAL`]. A request that matched no route has empty `route` and `service`.
@@ -224,6 +229,11 @@ impl Traffic {
                 REJECTIONS_TOTAL,
                 "requests refused or failed by the gateway",
                 self.rejections.iter().map(|(reason, count)| (vec![("reason", *reason)], *count)),
+            ),
+            counter(
+                ACCESS_LOG_DROPPED_TOTAL,
+                "lines of the access log that were not written",
+                self.access_log_dropped.map(|count| (vec![], count)),
             ),
         ];
         families.retain(|family| !family.get_metric().is_empty());

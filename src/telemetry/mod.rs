@@ -1,8 +1,9 @@
-//! What the process tells about itself: the log, and metrics; the access log and traces have their rooms here.
+//! What the process tells about itself: the log, the access log and metrics; traces have their room here.
 //!
 //! Invariants: the log goes to stderr, so that a command's answer on stdout stays clean; at INFO it tells what
 //! an operator did or must know, never a request or a log entry.
 
+pub mod access_log;
 pub mod metrics;
 
 use std::io::IsTerminal;

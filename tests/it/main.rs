@@ -3,6 +3,7 @@
 // The helpers of tests may unwrap as tests do.
 #![allow(clippy::unwrap_used)]
 
+mod access_log;
 mod admin_api;
 mod bad_input;
 mod cli;

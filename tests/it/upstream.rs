@@ -16,8 +16,10 @@ use gogate::{
     config::{
         check,
         document::{Document, Endpoint, Listener, Match, PathPattern, Route, Service},
+        node::AccessTarget,
     },
     proxy::{Proxy, ProxyConfig, RoutingTable},
+    telemetry::access_log::AccessLog,
 };
 
 /// Nothing in these tests takes longer, however busy the machine.
@@ -248,15 +250,25 @@ impl Gateway {
         Gateway::start_config(1, Duration::ZERO, drain_deadline, document)
     }
 
+    /// One worker with an access log, which the test closes to read it.
+    pub fn start_logging(target: &AccessTarget, document: &Document) -> (Gateway, AccessLog) {
+        let log = AccessLog::open(target, true).unwrap().unwrap();
+        let config = ProxyConfig { access_log: Some(log.handle()), ..config(1, Duration::ZERO, PATIENCE) };
+        (Gateway::start_proxy(config, document), log)
+    }
+
     fn start_config(
         workers: usize,
         drain_wait: Duration,
         drain_deadline: Duration,
         document: &Document,
     ) -> Gateway {
+        Gateway::start_proxy(config(workers, drain_wait, drain_deadline), document)
+    }
+
+    fn start_proxy(config: ProxyConfig, document: &Document) -> Gateway {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let config = ProxyConfig { workers, bind: BTreeMap::new(), drain_wait, drain_deadline };
         let gateway = Gateway { proxy: Arc::new(Proxy::start(config).unwrap()), runtime };
         gateway.publish(document);
         gateway
@@ -290,6 +302,10 @@ impl Gateway {
             if metrics.contains(line) { Ok(()) } else { Err(metrics) }
         });
     }
+}
+
+fn config(workers: usize, drain_wait: Duration, drain_deadline: Duration) -> ProxyConfig {
+    ProxyConfig { workers, bind: BTreeMap::new(), drain_wait, drain_deadline, access_log: None }
 }
 
 /// Asks until it is so, and says what was seen last if it never is.

@@ -57,7 +57,7 @@ fn without_a_file_a_node_is_alone_and_on_loopback() {
     assert_eq!(node.data_dir, Path::new("./data").join(&node.name));
     assert_eq!((node.cluster, node.peer_secret, node.gateway_file), (None, None, None));
     assert!(node.workers >= 1 && !node.gateway_watch && !node.insecure && !node.name.is_empty());
-    assert_eq!(node.log, LogConfig { level: "info".into(), json: false });
+    assert_eq!(node.log, LogConfig { level: "info".into(), json: false, access: AccessTarget::Off });
     assert_eq!(loaded(&Input { file: "# comments only\n", ..NOTHING }).admin_listen.port(), 7070);
 }
 
@@ -71,7 +71,7 @@ cluster: { name: demo, expect: 3, peers: ['n1.internal:2', 'n2.internal:2', 'n3.
 bind: { web: 127.0.0.1:8081 }
 gateway: { file: gateway.yaml, watch: false }
 drain: { wait: 0s, deadline: 1m }
-log: { level: 'gogate=debug,warn', format: json }
+log: { level: 'gogate=debug,warn', format: json, access: /var/log/gogate/access.log }
 ",
         ..NOTHING
     });
@@ -88,7 +88,30 @@ log: { level: 'gogate=debug,warn', format: json }
     assert_eq!(node.gateway_file.as_deref(), Some(Path::new("gateway.yaml")));
     assert!(!node.gateway_watch);
     assert_eq!((node.drain_wait, node.drain_deadline), (Duration::ZERO, Duration::from_secs(60)));
-    assert_eq!(node.log, LogConfig { level: "gogate=debug,warn".into(), json: true });
+    let access = AccessTarget::File("/var/log/gogate/access.log".into());
+    assert_eq!(node.log, LogConfig { level: "gogate=debug,warn".into(), json: true, access });
+}
+
+#[test]
+fn requests_are_logged_to_stdout_a_file_or_not_at_all() {
+    let access =
+        |value: &str| loaded(&Input { variables: &[("GOGATE_LOG_ACCESS", value)], ..NOTHING }).log.access;
+    assert_eq!(access("off"), AccessTarget::Off);
+    assert_eq!(access("stdout"), AccessTarget::Stdout);
+    assert_eq!(access("access.log"), AccessTarget::File("access.log".into()));
+    assert_eq!(access("./off"), AccessTarget::File("./off".into()));
+    check_file(
+        "log: { access: stdot }",
+        "f:1: log.access: expected `off`, `stdout` or a file, found `stdot` (did you mean `stdout`?)",
+    );
+    check_file(
+        "log: { access: combined }",
+        "f:1: log.access: expected `off`, `stdout` or a file, found `combined` (write ./combined if it is a file)",
+    );
+    check_file(
+        "log: { access: true }",
+        "f:1: log.access: expected `off`, `stdout` or a file, found `true` (put it in quotes: \"true\")",
+    );
 }
 
 #[test]
@@ -182,12 +205,11 @@ fn variables_of_the_command_line_and_of_kubernetes_are_left_alone() {
 #[test]
 fn unknown_keys_later_keys_and_documents_are_refused() {
     check_file(
-        "nodes: {}\nadmin: { tokens_file: x, tls: { cert: y } }\ntelemetry: { otlp_endpoint: z }\nlog: { access: off }\npeer: { tls: }\n",
+        "nodes: {}\nadmin: { tokens_file: x, tls: { cert: y } }\ntelemetry: { otlp_endpoint: z }\npeer: { tls: }\n",
         "f:1: nodes: unknown key `nodes` (did you mean `node`?)
          f:2: admin.tokens_file: `tokens_file` is not supported by this build yet (remove it)
          f:2: admin.tls: `tls` is not supported by this build yet (remove it)
-         f:3: telemetry: `telemetry` is not supported by this build yet (remove it)
-         f:4: log.access: `access` is not supported by this build yet (remove it)",
+         f:3: telemetry: `telemetry` is not supported by this build yet (remove it)",
     );
     check_input(
         &Input { variables: &[("GOGATE_ADMIN_TOKENS_FILE", "x")], ..NOTHING },

@@ -1,0 +1,246 @@
+//! What is kept of a request until its end: then it is counted, and logged if the access log is on.
+//!
+//! Job: [`Record`] lives as long as the answer's body. Invariants: every request is counted once and logged at most
+//! once, whatever becomes of it; without an access log nothing is kept for it, and each note costs one branch.
+//! Neighbours: `http` begins it, `forward` notes the way to the endpoint in its [`Journey`], `figures` count,
+//! `telemetry::access_log` takes the line.
+
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts};
+
+use super::{
+    error::{ProxyError, Row},
+    figures::{RouteFigures, method_label},
+    headers::RequestId,
+    http::Client,
+    listener::ListenerState,
+    worker::Worker,
+};
+use crate::telemetry::access_log::Entry;
+
+/// What a request is counted as when its client left before the answer; nginx's number, for want of a standard.
+const CLIENT_LEFT: u16 = 499;
+
+/// How an exchange ended that no [`ProxyError`] ended. The first one holds until another is known.
+pub(super) const CLIENT_LEFT_REASON: &str = "client_left";
+pub(super) const COMPLETE: &str = "complete";
+pub(super) const UPSTREAM_CUT: &str = "upstream_cut";
+
+/// A request being counted: what it has come to is counted when this is dropped.
+#[derive(Debug)]
+pub(super) struct Record {
+    client: Rc<Client>,
+    pub(super) figures: Rc<RouteFigures>,
+    pub(super) started: Instant,
+    method: &'static str,
+    /// 499 until there is an answer: the client went away.
+    status: u16,
+    reason: &'static str,
+    response_bytes: u64,
+    /// None: there is no access log.
+    journey: Option<Rc<Journey>>,
+}
+
+/// What only the access log wants to know.
+#[derive(Debug)]
+pub(super) struct Journey {
+    method: Method,
+    target: Uri,
+    version: Version,
+    host: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    request_id: HeaderValue,
+    trace_id: Option<HeaderValue>,
+    endpoint: RefCell<Option<Arc<str>>>,
+    attempts: Cell<u32>,
+    queue: Cell<Option<Duration>>,
+    connect: Cell<Option<Duration>>,
+    first_byte: Cell<Option<Instant>>,
+    request_bytes: Cell<u64>,
+}
+
+// === impl Record ===
+
+impl Record {
+    /// A request whose head is here.
+    pub(super) fn begin(
+        client: &Rc<Client>,
+        started: Instant,
+        parts: &Parts,
+        request_id: &RequestId,
+    ) -> Self {
+        let journey = client.worker.access_log.as_ref().map(|_| Rc::new(Journey::begin(parts, request_id)));
+        Self {
+            client: Rc::clone(client),
+            figures: Rc::clone(&client.worker.unrouted),
+            started,
+            method: method_label(&parts.method),
+            status: CLIENT_LEFT,
+            reason: CLIENT_LEFT_REASON,
+            response_bytes: 0,
+            journey,
+        }
+    }
+
+    /// Whose request it is.
+    pub(super) fn client(&self) -> &Rc<Client> {
+        &self.client
+    }
+
+    /// For notes on the way.
+    pub(super) fn journey(&self) -> Option<&Rc<Journey>> {
+        self.journey.as_ref()
+    }
+
+    /// The endpoint's answer has begun.
+    pub(super) fn answered(&mut self, status: StatusCode) {
+        self.status = status.as_u16();
+        if let Some(journey) = &self.journey {
+            journey.first_byte.set(Some(Instant::now()));
+        }
+    }
+
+    /// The gateway answers itself.
+    pub(super) fn failed(&mut self, row: &Row) {
+        self.status = row.status.as_u16();
+        self.reason = row.reason;
+    }
+
+    /// So much more of the answer's body went to the client.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        self.response_bytes += bytes as u64;
+    }
+
+    /// How the endpoint's answer ended.
+    pub(super) fn ended(&mut self, reason: &'static str) {
+        self.reason = reason;
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let total = now.saturating_duration_since(self.started);
+        self.figures.count(self.method, self.status, total);
+        if let Some(journey) = self.journey.take() {
+            journey.log(self, total);
+        }
+        self.client.exchange_ends(now);
+    }
+}
+
+// === impl Journey ===
+
+impl Journey {
+    fn begin(parts: &Parts, request_id: &RequestId) -> Self {
+        Self {
+            method: parts.method.clone(),
+            target: parts.uri.clone(),
+            version: parts.version,
+            host: parts.headers.get(header::HOST).cloned(),
+            user_agent: parts.headers.get(header::USER_AGENT).cloned(),
+            request_id: request_id.id.clone(),
+            trace_id: request_id.trace_id(&parts.headers),
+            endpoint: RefCell::default(),
+            attempts: Cell::default(),
+            queue: Cell::default(),
+            connect: Cell::default(),
+            first_byte: Cell::default(),
+            request_bytes: Cell::default(),
+        }
+    }
+
+    /// An endpoint is tried.
+    pub(super) fn attempt(&self, endpoint: &Arc<str>) {
+        self.attempts.set(self.attempts.get().saturating_add(1));
+        *self.endpoint.borrow_mut() = Some(Arc::clone(endpoint));
+    }
+
+    /// It waited for a place in the pool since then.
+    pub(super) fn queued(&self, since: Instant) {
+        add(&self.queue, since.elapsed());
+    }
+
+    /// A connection was opened, or not, since then.
+    pub(super) fn connected(&self, since: Instant) {
+        add(&self.connect, since.elapsed());
+    }
+
+    /// So much more of the client's body was read.
+    pub(super) fn received(&self, bytes: usize) {
+        self.request_bytes.set(self.request_bytes.get() + bytes as u64);
+    }
+
+    fn log(&self, record: &Record, total: Duration) {
+        let client = &record.client;
+        let Some(lines) = &client.worker.access_log else { return };
+        let absolute;
+        let target = match self.target.path_and_query() {
+            Some(target) if self.target.authority().is_none() => target.as_str(),
+            _ => {
+                absolute = self.target.to_string();
+                &absolute
+            }
+        };
+        let (route, service) = record.figures.names();
+        lines.add(&Entry {
+            client: client.peer.ip.as_bytes(),
+            listener: &client.listener.name.borrow(),
+            method: Some(self.method.as_str()),
+            target: Some(target.as_bytes()),
+            protocol: if self.version == Version::HTTP_10 { "HTTP/1.0" } else { "HTTP/1.1" },
+            host: self.host.as_ref().map(HeaderValue::as_bytes),
+            status: Some(record.status),
+            route: Some(&**route).filter(|name| !name.is_empty()),
+            service: Some(&**service).filter(|name| !name.is_empty()),
+            endpoint: self.endpoint.borrow().as_deref(),
+            attempts: self.attempts.get(),
+            queue: self.queue.get(),
+            connect: self.connect.get(),
+            first_byte: self.first_byte.get().map(|at| at.saturating_duration_since(record.started)),
+            total,
+            request_bytes: self.request_bytes.get(),
+            response_bytes: record.response_bytes,
+            reason: record.reason,
+            request_id: Some(self.request_id.as_bytes()),
+            trace_id: self.trace_id.as_ref().map(HeaderValue::as_bytes),
+            user_agent: self.user_agent.as_ref().map(HeaderValue::as_bytes),
+        });
+    }
+}
+
+fn add(sum: &Cell<Option<Duration>>, more: Duration) {
+    sum.set(Some(sum.get().unwrap_or_default() + more));
+}
+
+// === refusals without a request ===
+
+/// Counts and logs what was refused before there was a request to answer; the id that its client is told.
+pub(super) fn refuse(
+    worker: &Worker,
+    listener: &ListenerState,
+    client: &[u8],
+    refusal: &ProxyError,
+) -> HeaderValue {
+    let row = refusal.row();
+    worker.figures.reject(row.reason);
+    let id = RequestId::of(&HeaderMap::new(), || worker.random()).id;
+    if let Some(lines) = &worker.access_log {
+        lines.add(&Entry {
+            client,
+            listener: &listener.name.borrow(),
+            protocol: "HTTP/1.1",
+            status: Some(row.status.as_u16()),
+            reason: row.reason,
+            request_id: Some(id.as_bytes()),
+            ..Entry::default()
+        });
+    }
+    id
+}
