@@ -155,7 +155,7 @@ pub fn host_pattern(text: &str) -> Result<HostPattern, Refusal> {
 }
 
 /// Whether a route's path is written as requests are matched: normalised, percent-encoded, without a query.
-pub fn path(text: &str) -> Result<(), Refusal> {
+pub fn path(text: &str, allow_encoded_slash: bool) -> Result<(), Refusal> {
     let refuse = |problem: String, suggestion: String| Err((problem, Some(suggestion)));
     if !text.starts_with('/') {
         return refuse(
@@ -181,7 +181,7 @@ pub fn path(text: &str) -> Result<(), Refusal> {
             format!("write {encoded} in its place"),
         );
     }
-    match normalised(text) {
+    match normalised(text, allow_encoded_slash) {
         Ok(normal) if normal == text => Ok(()),
         Ok(normal) => refuse(
             format!("`{}` is not in normal form, so that no request would match it", shown(text)),
@@ -192,7 +192,7 @@ pub fn path(text: &str) -> Result<(), Refusal> {
 }
 
 /// Dot segments and doubled slashes removed, percent-encoded unreserved characters decoded (RFC 3986 section 6.2.2).
-fn normalised(path: &str) -> Result<String, &'static str> {
+fn normalised(path: &str, allow_encoded_slash: bool) -> Result<String, &'static str> {
     let mut decoded = String::with_capacity(path.len());
     let mut rest = path;
     while let Some(index) = rest.find('%') {
@@ -200,7 +200,9 @@ fn normalised(path: &str) -> Result<String, &'static str> {
         let hex = rest.get(index + 1..index + 3).filter(|hex| hex.bytes().all(|b| b.is_ascii_hexdigit()));
         let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
         match byte.ok_or("has a `%` without two hexadecimal digits")? {
-            b'/' => return Err("has an encoded slash, which is refused in requests"),
+            b'/' if !allow_encoded_slash => {
+                return Err("has an encoded slash, which is refused unless `allow_encoded_slash` is true");
+            }
             0 => return Err("has an encoded NUL, which is refused in requests"),
             byte if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => decoded.push(char::from(byte)),
             byte => decoded.push_str(&format!("%{byte:02X}")),

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 pub use self::{
     listener::Listener,
-    route::{HostPattern, Match, PathPattern, Route},
+    route::{HostPattern, Match, PathPattern, Route, Wanted},
     service::{Balance, Endpoint, Pool, Service, Timeouts},
 };
 

@@ -97,6 +97,12 @@ impl<'a> Field<'a> {
         Some(named)
     }
 
+    /// A mapping whose keys are any text.
+    pub fn texts(&self, expected: &str) -> Option<Vec<(&'a str, Field<'a>)>> {
+        let pairs = self.pairs(expected)?;
+        Some(pairs.into_iter().map(|(name, _, field)| (name, field)).collect())
+    }
+
     /// The pairs of a mapping; keys that occur twice, merge keys and keys that are not text are reported.
     fn pairs(&self, expected: &str) -> Option<Vec<(&'a str, Place, Field<'a>)>> {
         let Value::Map(pairs) = &self.node.value else {

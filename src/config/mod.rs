@@ -13,6 +13,7 @@ pub mod problem;
 mod address;
 mod field;
 mod given;
+pub mod path_regex;
 mod yaml;
 
 pub use address::{Refusal, reach};

@@ -33,8 +33,9 @@ use super::{
     framing::Framing,
     headers::{self, Peer, RequestId},
     listener::{ListenerState, Permit},
+    path,
     record::{self, Record},
-    route_match::{self, Found},
+    route_match::{Asked, Found},
     stream::ClientStream,
     table::RoutingTable,
     upload::Upload,
@@ -264,8 +265,13 @@ async fn exchange(
 ) -> Result<FromEndpoint, ProxyError> {
     let routing = &*view.table.routing;
     let host = host_of(&parts)?;
-    let uri = origin_form(&parts.method, &parts.uri)?;
-    let place = find_route(client, &view.table, host.as_ref(), uri.path(), &parts.method)?;
+    let (uri, encoded_slash) = origin_form(&parts.method, &parts.uri)?;
+    let found = find_route(client, &view.table, host.as_ref(), &uri, &parts);
+    // What a path with an encoded slash means, a route must say.
+    if encoded_slash && !found.as_ref().is_ok_and(|place| routing.routes[*place].allow_encoded_slash) {
+        return Err(BAD_PATH);
+    }
+    let place = found?;
     let route = &routing.routes[place];
     record.figures = Rc::clone(&view.figures[place]);
     let bytes_max = routing.limits.body_bytes;
@@ -298,12 +304,13 @@ fn find_route(
     client: &Client,
     table: &RoutingTable,
     host: Option<&HeaderValue>,
-    path: &str,
-    method: &Method,
+    uri: &Uri,
+    parts: &Parts,
 ) -> Result<usize, ProxyError> {
     let index = table.index(client.listener.id).ok_or(ProxyError::NoRoute)?;
     let host = host.and_then(|host| host.to_str().ok()).map_or("", without_port);
-    match index.find(host, path, method) {
+    let (path, query) = (uri.path(), uri.query());
+    match index.find(&Asked { host, path, query, method: &parts.method, headers: &parts.headers }) {
         Found::Route(place) => Ok(place),
         Found::OtherMethods(methods) => Err(ProxyError::MethodNotAllowed(methods)),
         Found::Nothing => Err(ProxyError::NoRoute),
@@ -336,26 +343,27 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-/// The target as it is routed and sent: path in its one form, and query. Nothing is allocated where the client
-/// sent it so.
-fn origin_form(method: &Method, uri: &Uri) -> Result<Uri, ProxyError> {
-    const MALFORMED: ProxyError =
-        ProxyError::Malformed("the path has an encoded slash, a NUL or a broken percent-encoding");
+const BAD_PATH: ProxyError =
+    ProxyError::Malformed("the path has an encoded slash, a NUL or a broken percent-encoding");
+
+/// The target as it is routed and sent, path in its one form, and query; and whether the path has an encoded
+/// slash. Nothing is allocated where the client sent it so.
+fn origin_form(method: &Method, uri: &Uri) -> Result<(Uri, bool), ProxyError> {
     if method == Method::CONNECT {
         return Err(ProxyError::NotImplemented("CONNECT is for forward proxies"));
     }
     if uri.path() == "*" && method == Method::OPTIONS {
-        return Ok(uri.clone());
+        return Ok((uri.clone(), false));
     }
-    let path = route_match::normalize(uri.path()).map_err(|_| MALFORMED)?;
-    if matches!(path, std::borrow::Cow::Borrowed(_)) && uri.authority().is_none() {
-        return Ok(uri.clone());
+    let path = path::normalize(uri.path()).map_err(|_| BAD_PATH)?;
+    if matches!(path.text, std::borrow::Cow::Borrowed(_)) && uri.authority().is_none() {
+        return Ok((uri.clone(), false));
     }
     let target = match uri.query() {
-        Some(query) => format!("{path}?{query}"),
-        None => path.into_owned(),
+        Some(query) => format!("{}?{query}", path.text),
+        None => path.text.into_owned(),
     };
-    target.try_into().map_err(|_| MALFORMED)
+    Ok((target.try_into().map_err(|_| BAD_PATH)?, path.encoded_slash))
 }
 
 #[cfg(test)]
@@ -380,9 +388,9 @@ mod tests {
             ("/a/../b", "/b"),
         ] {
             let uri: Uri = target.parse().unwrap();
-            assert_eq!(origin_form(&Method::GET, &uri).unwrap(), expected, "{target}");
+            assert_eq!(origin_form(&Method::GET, &uri).unwrap().0, expected, "{target}");
         }
-        let uri: Uri = "/a%2Fb".parse().unwrap();
-        assert!(origin_form(&Method::GET, &uri).is_err());
+        let uri: Uri = "/a%2fb".parse().unwrap();
+        assert_eq!(origin_form(&Method::GET, &uri).unwrap(), (Uri::from_static("/a%2Fb"), true));
     }
 }

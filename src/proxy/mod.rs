@@ -8,7 +8,7 @@
 //! 1. [`listener`] accepts under a permit; [`http`] serves the connection; [`stream`] shows every byte to
 //!    [`framing`], which refuses what is ambiguous, before hyper parses it.
 //! 2. [`http`] takes the worker's view of the table ([`upstream::View`]) and keeps it to the end.
-//! 3. [`route_match`] puts the path into its one form and finds the route, or 404, or 405.
+//! 3. [`path`] puts the path into its one form, [`route_match`] finds the route, or 404, or 405.
 //! 4. [`headers`] makes the client's head the endpoint's.
 //! 5. [`balance`] chooses the endpoint, [`pool`] lends a connection or opens one; [`forward`] sends, and decides
 //!    whether a failure may be met by sending again; [`upload`] streams the body.
@@ -26,6 +26,7 @@ mod framing;
 mod headers;
 mod http;
 mod listener;
+mod path;
 mod pool;
 mod record;
 mod route_match;

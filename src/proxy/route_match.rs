@@ -1,16 +1,28 @@
-//! Which route a request takes: precedence, its index, and the one form of a path.
+//! Which route a request takes: precedence, and its index.
 //!
 //! Precedence (CONTRACT.md): an exact host beats a wildcard (the longest first), which beats no host; then an
-//! exact path, then the longest prefix; then routes that ask for a method; then the document's order. A route
-//! that does not take the method gives way to the next one.
-//! Invariant: the cost of a match depends on the length of host and path, never on the number of routes: hosts,
-//! exact paths and each segment of a prefix are looked up by hash. Neighbours: `table` builds the index, `http` asks.
+//! exact path, then the longest prefix, then regular expressions in order, then no path at all; then routes that
+//! ask for a method, then more conditions on header fields, then more on the query; then the document's order.
+//! A route whose method, fields or query do not fit gives way to the next one, of a less specific host too.
+//! Invariant: the cost of a match depends on the length of what is matched, never on the number of routes: hosts
+//! and each segment of a path are looked up by hash, a host's expressions are one automaton, and where one path
+//! has many routes, their first conditions are looked up by hash as well. Keys are the operator's and the hashes
+//! are seeded, so that no client can make them collide. Neighbours: `table` builds the index, `http` asks, `path`
+//! gives paths their form.
 
-use std::{borrow::Cow, collections::HashMap};
+use std::{borrow::Cow, cmp::Reverse, hash::BuildHasher};
 
-use http::Method;
+use hashbrown::{DefaultHashBuilder, HashMap, HashTable};
+use http::{HeaderMap, HeaderName, Method};
+use regex_automata::{
+    Anchored, Input, MatchKind, PatternSet,
+    meta::{BuildError, Regex},
+};
 
-use crate::config::document::{HostPattern, PathPattern, Route};
+use crate::config::{
+    document::{HostPattern, Match, PathPattern, Route, Wanted},
+    path_regex,
+};
 
 /// Routes of one listener, ready to be asked.
 #[derive(Debug, Default)]
@@ -21,92 +33,181 @@ pub(super) struct RouteIndex {
     any_host: PathIndex,
 }
 
+/// What is matched of a request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    /// Without its port.
+    pub(super) host: &'a str,
+    /// In its normal form.
+    pub(super) path: &'a str,
+    pub(super) query: Option<&'a str>,
+    pub(super) method: &'a Method,
+    pub(super) headers: &'a HeaderMap,
+}
+
 /// What a match found.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Found {
     /// The route's place in the document.
     Route(usize),
-    /// The path is known, but not with this method; these are.
+    /// Routes take the request in every respect but its method; these are theirs.
     OtherMethods(Vec<Method>),
     /// No route.
     Nothing,
 }
 
-/// Why a path is refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct BadPath;
-
+/// A host's routes by path.
 #[derive(Debug, Default)]
 struct PathIndex {
-    exact: HashMap<Box<str>, Vec<Candidate>>,
-    prefixes: Segment,
+    tree: Tree,
+    /// None: no route has an expression.
+    expressions: Option<Box<Expressions>>,
+    /// Routes without a path.
+    rest: Candidates,
 }
 
-/// A node of the tree of prefixes: one path segment.
+/// Exact paths and prefixes, segment by segment. One table for all edges: a step is one lookup.
+#[derive(Debug)]
+struct Tree {
+    edges: HashTable<Edge>,
+    hasher: DefaultHashBuilder,
+    /// The first is the root.
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug)]
+struct Edge {
+    from: usize,
+    segment: Box<str>,
+    to: usize,
+}
+
 #[derive(Debug, Default)]
-struct Segment {
-    below: HashMap<Box<str>, Segment>,
-    candidates: Vec<Candidate>,
+struct Node {
+    parent: usize,
+    exact: Candidates,
+    prefix: Candidates,
+}
+
+/// A host's regular expressions.
+#[derive(Debug, Default)]
+struct Expressions {
+    /// In the order of the document, each once.
+    texts: Vec<Box<str>>,
+    places: HashMap<Box<str>, usize>,
+    /// By expression.
+    candidates: Vec<Candidates>,
+    first: Option<Regex>,
+    /// For when the first gives way; none where it cannot.
+    every: Option<Regex>,
+}
+
+/// The routes of one host and path, the one that wins first.
+#[derive(Debug, Default)]
+struct Candidates {
+    list: Vec<Candidate>,
+    /// Only where there are many.
+    by_condition: Option<Box<ByCondition>>,
 }
 
 #[derive(Debug)]
 struct Candidate {
     route: usize,
-    /// Empty: any.
-    methods: Box<[Method]>,
+    /// None: it takes every request.
+    conditions: Option<Box<Conditions>>,
 }
 
-/// One search: the method asked for, and what was seen on the way.
+#[derive(Debug)]
+struct Conditions {
+    /// Empty: any.
+    methods: Box<[Method]>,
+    headers: Box<[(HeaderName, Wanted)]>,
+    query: Box<[(Box<str>, Wanted)]>,
+}
+
+/// Candidates by one of their conditions.
+#[derive(Debug, Default)]
+struct ByCondition {
+    table: HashTable<Condition>,
+    hasher: DefaultHashBuilder,
+    /// Places of those without a condition on fields or query.
+    rest: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Condition {
+    kind: Kind,
+    name: Box<str>,
+    wanted: Wanted,
+    /// In order.
+    places: Vec<usize>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
+    Header,
+    Query,
+}
+
+/// One search, and what was seen on the way.
 struct Search<'a> {
-    method: &'a Method,
+    asked: &'a Asked<'a>,
     other_methods: Vec<Method>,
 }
+
+/// Candidates of one path that are tried one by one; more are looked up.
+const TRIED_IN_TURN_MAX: usize = 8;
+const ROOT: usize = 0;
 
 // === impl RouteIndex ===
 
 impl RouteIndex {
     /// Indexes those of the document's routes that `serves` lets through.
-    pub(super) fn new(routes: &[Route], serves: impl Fn(&Route) -> bool) -> RouteIndex {
+    pub(super) fn new(
+        routes: &[Route],
+        serves: impl Fn(&Route) -> bool,
+    ) -> Result<RouteIndex, Box<BuildError>> {
         let mut index = RouteIndex::default();
         for (place, route) in routes.iter().enumerate().filter(|(_, route)| serves(route)) {
             let paths = match &route.matches.host {
                 HostPattern::Any => &mut index.any_host,
-                HostPattern::Exact(host) => index.exact_hosts.entry(host.as_str().into()).or_default(),
-                HostPattern::Wildcard(suffix) => {
-                    index.wildcard_hosts.entry(suffix.as_str().into()).or_default()
-                }
+                HostPattern::Exact(host) => index.exact_hosts.entry_ref(host.as_str()).or_default(),
+                HostPattern::Wildcard(suffix) => index.wildcard_hosts.entry_ref(suffix.as_str()).or_default(),
             };
-            let methods = route.matches.methods.iter();
-            let methods = methods.filter_map(|name| Method::from_bytes(name.as_bytes()).ok());
             let candidates = match &route.matches.path {
-                PathPattern::Any => &mut paths.prefixes.candidates,
-                PathPattern::Exact(path) => paths.exact.entry(path.as_str().into()).or_default(),
-                PathPattern::Prefix(prefix) => paths.prefixes.descend(prefix),
+                PathPattern::Any => &mut paths.rest,
+                PathPattern::Exact(path) => paths.tree.exact(path),
+                PathPattern::Prefix(prefix) => paths.tree.prefix(prefix),
+                PathPattern::Regex(text) => paths.expressions.get_or_insert_default().of(text),
             };
-            candidates.push(Candidate { route: place, methods: methods.collect() });
-            // Stable: the document's order stays the last rule.
-            candidates.sort_by_key(|candidate| candidate.methods.is_empty());
+            candidates.list.push(Candidate { route: place, conditions: Conditions::of(&route.matches) });
         }
-        index
+        let hosts = index.exact_hosts.values_mut().chain(index.wildcard_hosts.values_mut());
+        hosts.chain([&mut index.any_host]).try_for_each(PathIndex::finish)?;
+        Ok(index)
     }
 
-    /// The route for a request. `host` is without its port, `path` in its normal form.
-    pub(super) fn find(&self, host: &str, path: &str, method: &Method) -> Found {
-        let lower: Cow<'_, str> = if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            host.to_ascii_lowercase().into()
+    /// The route for a request.
+    pub(super) fn find(&self, asked: &Asked<'_>) -> Found {
+        let host: Cow<'_, str> = if asked.host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            asked.host.to_ascii_lowercase().into()
         } else {
-            host.into()
+            asked.host.into()
         };
-        let mut search = Search { method, other_methods: Vec::new() };
-        if let Some(route) = self.find_by_host(&lower, path, &mut search) {
-            return Found::Route(route);
+        let mut search = Search { asked, other_methods: Vec::new() };
+        match self.find_by_host(&host, &mut search) {
+            Some(route) => Found::Route(route),
+            None if search.other_methods.is_empty() => Found::Nothing,
+            None => {
+                search.other_methods.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+                Found::OtherMethods(search.other_methods)
+            }
         }
-        if search.other_methods.is_empty() { Found::Nothing } else { search.into_other_methods() }
     }
 
-    fn find_by_host(&self, host: &str, path: &str, search: &mut Search<'_>) -> Option<usize> {
+    fn find_by_host(&self, host: &str, search: &mut Search<'_>) -> Option<usize> {
         if !self.exact_hosts.is_empty()
-            && let Some(route) = self.exact_hosts.get(host).and_then(|paths| paths.find(path, search))
+            && let Some(route) = self.exact_hosts.get(host).and_then(|paths| paths.find(search))
         {
             return Some(route);
         }
@@ -114,249 +215,363 @@ impl RouteIndex {
             let mut rest = host;
             while let Some((_, suffix)) = rest.split_once('.') {
                 rest = suffix;
-                if let Some(route) = self.wildcard_hosts.get(rest).and_then(|paths| paths.find(path, search))
-                {
+                if let Some(route) = self.wildcard_hosts.get(rest).and_then(|paths| paths.find(search)) {
                     return Some(route);
                 }
             }
         }
-        self.any_host.find(path, search)
+        self.any_host.find(search)
     }
 }
 
-// === impl PathIndex, Segment, Search ===
+// === impl PathIndex, Tree ===
 
 impl PathIndex {
-    fn find(&self, path: &str, search: &mut Search<'_>) -> Option<usize> {
-        if !self.exact.is_empty()
-            && let Some(route) = self.exact.get(path).and_then(|candidates| search.choose(candidates))
+    fn finish(&mut self) -> Result<(), Box<BuildError>> {
+        for node in &mut self.tree.nodes {
+            node.exact.finish();
+            node.prefix.finish();
+        }
+        self.rest.finish();
+        self.expressions.as_deref_mut().map_or(Ok(()), Expressions::finish)
+    }
+
+    fn find(&self, search: &mut Search<'_>) -> Option<usize> {
+        if let Some(route) = self.tree.find(search) {
+            return Some(route);
+        }
+        if let Some(expressions) = &self.expressions
+            && let Some(route) = expressions.find(search)
         {
             return Some(route);
         }
-        self.prefixes.find(path.strip_prefix('/').unwrap_or(path), search)
+        search.choose(&self.rest)
     }
 }
 
-impl Segment {
-    /// The candidates of a prefix; a slash at its end says nothing, as in the Gateway API.
-    fn descend(&mut self, prefix: &str) -> &mut Vec<Candidate> {
-        let mut segment = self;
-        for name in prefix.split('/').filter(|name| !name.is_empty()) {
-            segment = segment.below.entry(name.into()).or_default();
-        }
-        &mut segment.candidates
+impl Default for Tree {
+    fn default() -> Self {
+        let hasher = DefaultHashBuilder::default();
+        Self { edges: HashTable::new(), hasher, nodes: vec![Node::default()] }
+    }
+}
+
+impl Tree {
+    /// The candidates of one path. What follows its last slash is a segment, though it be empty.
+    fn exact(&mut self, path: &str) -> &mut Candidates {
+        let segments = path.strip_prefix('/').unwrap_or(path).split('/');
+        let node = segments.fold(ROOT, |node, segment| self.grow(node, segment));
+        &mut self.nodes[node].exact
     }
 
-    /// The deepest segment first: the longest prefix wins. Goes no deeper than the longest prefix written.
-    fn find(&self, rest: &str, search: &mut Search<'_>) -> Option<usize> {
-        if !self.below.is_empty() {
-            let (name, rest) = rest.split_once('/').unwrap_or((rest, ""));
-            if let Some(below) = self.below.get(name)
-                && let Some(route) = below.find(rest, search)
-            {
+    /// The candidates of a prefix; a slash at its end says nothing, as in the Gateway API.
+    fn prefix(&mut self, prefix: &str) -> &mut Candidates {
+        let segments = prefix.split('/').filter(|segment| !segment.is_empty());
+        let node = segments.fold(ROOT, |node, segment| self.grow(node, segment));
+        &mut self.nodes[node].prefix
+    }
+
+    fn grow(&mut self, from: usize, segment: &str) -> usize {
+        if let Some(to) = self.step(from, segment) {
+            return to;
+        }
+        let to = self.nodes.len();
+        self.nodes.push(Node { parent: from, ..Node::default() });
+        let Self { edges, hasher, .. } = self;
+        let edge = Edge { from, segment: segment.into(), to };
+        let hash = |edge: &Edge| hasher.hash_one((edge.from, &*edge.segment));
+        edges.insert_unique(hash(&edge), edge, hash);
+        to
+    }
+
+    fn step(&self, from: usize, segment: &str) -> Option<usize> {
+        let hash = self.hasher.hash_one((from, segment));
+        let edge = self.edges.find(hash, |edge| edge.from == from && *edge.segment == *segment)?;
+        Some(edge.to)
+    }
+
+    /// The exact path first, then the longest prefix. Goes no deeper than the longest path written.
+    fn find(&self, search: &mut Search<'_>) -> Option<usize> {
+        let mut node = ROOT;
+        if !self.edges.is_empty()
+            && let Some(mut rest) = search.asked.path.strip_prefix('/')
+        {
+            loop {
+                let (segment, after) = match rest.split_once('/') {
+                    Some((segment, after)) => (segment, Some(after)),
+                    None => (rest, None),
+                };
+                let Some(next) = self.step(node, segment) else { break };
+                node = next;
+                let Some(after) = after else {
+                    if let Some(route) = search.choose(&self.nodes[node].exact) {
+                        return Some(route);
+                    }
+                    break;
+                };
+                rest = after;
+            }
+        }
+        loop {
+            if let Some(route) = search.choose(&self.nodes[node].prefix) {
                 return Some(route);
             }
+            if node == ROOT {
+                return None;
+            }
+            node = self.nodes[node].parent;
         }
-        search.choose(&self.candidates)
     }
 }
+
+// === impl Expressions ===
+
+impl Expressions {
+    /// The candidates of an expression. One that several routes share stands where it is first written.
+    fn of(&mut self, text: &str) -> &mut Candidates {
+        let Self { texts, places, candidates, .. } = self;
+        let place = *places.entry_ref(text).or_insert_with(|| {
+            texts.push(text.into());
+            candidates.push(Candidates::default());
+            texts.len() - 1
+        });
+        &mut candidates[place]
+    }
+
+    fn finish(&mut self) -> Result<(), Box<BuildError>> {
+        self.candidates.iter_mut().for_each(Candidates::finish);
+        let together = |kind| path_regex::together(self.texts.iter().map(|text| &**text), kind).map(Some);
+        self.first = together(MatchKind::LeftmostFirst)?;
+        if self.texts.len() > 1 && self.candidates.iter().any(Candidates::may_give_way) {
+            self.every = together(MatchKind::All)?;
+        }
+        Ok(())
+    }
+
+    fn find(&self, search: &mut Search<'_>) -> Option<usize> {
+        let input = Input::new(search.asked.path).anchored(Anchored::Yes);
+        let first = self.first.as_ref()?.search_half(&input)?.pattern();
+        if let Some(route) = search.choose(&self.candidates[first.as_usize()]) {
+            return Some(route);
+        }
+        let every = self.every.as_ref()?;
+        let mut found = PatternSet::new(every.pattern_len());
+        every.which_overlapping_matches(&input, &mut found);
+        let after_first = found.iter().filter(|pattern| *pattern > first);
+        after_first.into_iter().find_map(|pattern| search.choose(&self.candidates[pattern.as_usize()]))
+    }
+}
+
+// === impl Candidates, Conditions, ByCondition ===
+
+impl Candidates {
+    fn finish(&mut self) {
+        // Stable: the document's order stays the last rule.
+        self.list.sort_by_key(|candidate| Reverse(candidate.rank()));
+        if self.list.len() > TRIED_IN_TURN_MAX {
+            self.by_condition = Some(Box::new(ByCondition::of(&self.list)));
+        }
+    }
+
+    fn may_give_way(&self) -> bool {
+        self.list.iter().all(|candidate| candidate.conditions.is_some())
+    }
+}
+
+impl Candidate {
+    /// How much is asked for: more comes first.
+    fn rank(&self) -> (bool, usize, usize) {
+        self.conditions.as_ref().map_or((false, 0, 0), |conditions| {
+            (!conditions.methods.is_empty(), conditions.headers.len(), conditions.query.len())
+        })
+    }
+}
+
+impl Conditions {
+    /// A method or a field's name that is none was refused when the document was checked.
+    fn of(matches: &Match) -> Option<Box<Conditions>> {
+        if matches.methods.is_empty() && matches.headers.is_empty() && matches.query.is_empty() {
+            return None;
+        }
+        let methods = matches.methods.iter();
+        let headers = matches.headers.iter();
+        let query = matches.query.iter();
+        Some(Box::new(Conditions {
+            methods: methods.filter_map(|name| Method::from_bytes(name.as_bytes()).ok()).collect(),
+            headers: headers
+                .filter_map(|(name, wanted)| {
+                    Some((HeaderName::from_bytes(name.as_bytes()).ok()?, wanted.clone()))
+                })
+                .collect(),
+            query: query.map(|(name, wanted)| (name.as_str().into(), wanted.clone())).collect(),
+        }))
+    }
+
+    /// The condition that tells this route from most others: one for a value, if there is one.
+    fn distinctive(&self) -> Option<(Kind, &str, &Wanted)> {
+        let headers = self.headers.iter().map(|(name, wanted)| (Kind::Header, name.as_str(), wanted));
+        let query = self.query.iter().map(|(name, wanted)| (Kind::Query, &**name, wanted));
+        headers.chain(query).min_by_key(|(_, _, wanted)| **wanted == Wanted::Present)
+    }
+}
+
+impl ByCondition {
+    fn of(candidates: &[Candidate]) -> Self {
+        let mut index = Self::default();
+        for (place, candidate) in candidates.iter().enumerate() {
+            let conditions = candidate.conditions.as_deref();
+            match conditions.and_then(Conditions::distinctive) {
+                Some((kind, name, wanted)) => index.add(kind, name, wanted, place),
+                None => index.rest.push(place),
+            }
+        }
+        index
+    }
+
+    fn add(&mut self, kind: Kind, name: &str, wanted: &Wanted, place: usize) {
+        let Self { table, hasher, .. } = self;
+        let hash = |kind: Kind, name: &str, wanted: &Wanted| {
+            hasher.hash_one((kind, name.as_bytes(), bytes_of(wanted)))
+        };
+        let entry = table.entry(
+            hash(kind, name, wanted),
+            |known| known.kind == kind && *known.name == *name && known.wanted == *wanted,
+            |known| hash(known.kind, &known.name, &known.wanted),
+        );
+        let new = || Condition { kind, name: name.into(), wanted: wanted.clone(), places: Vec::new() };
+        entry.or_insert_with(new).get_mut().places.push(place);
+    }
+
+    /// The candidates that this field or parameter may satisfy: by its value, then by its presence.
+    fn places<'a>(&'a self, kind: Kind, name: &[u8], value: &[u8]) -> impl Iterator<Item = &'a [usize]> {
+        [Some(value), None].into_iter().filter_map(move |value| {
+            let same = |known: &Condition| {
+                known.kind == kind && known.name.as_bytes() == name && bytes_of(&known.wanted) == value
+            };
+            let found = self.table.find(self.hasher.hash_one((kind, name, value)), same)?;
+            Some(&*found.places)
+        })
+    }
+}
+
+fn bytes_of(wanted: &Wanted) -> Option<&[u8]> {
+    match wanted {
+        Wanted::Present => None,
+        Wanted::Value(value) => Some(value.as_bytes()),
+    }
+}
+
+// === impl Search ===
 
 impl Search<'_> {
-    fn choose(&mut self, candidates: &[Candidate]) -> Option<usize> {
-        for candidate in candidates {
-            if candidate.methods.is_empty() || candidate.methods.contains(self.method) {
-                return Some(candidate.route);
-            }
-            self.other_methods.extend_from_slice(&candidate.methods);
+    fn choose(&mut self, candidates: &Candidates) -> Option<usize> {
+        if let Some(by_condition) = &candidates.by_condition {
+            return self.look_up(&candidates.list, by_condition);
         }
-        None
+        candidates.list.iter().find(|candidate| self.takes(candidate)).map(|candidate| candidate.route)
     }
 
-    fn into_other_methods(mut self) -> Found {
-        self.other_methods.sort_by(|a, b| a.as_str().cmp(b.as_str()));
-        self.other_methods.dedup();
-        Found::OtherMethods(self.other_methods)
+    /// The first candidate that takes the request, asking only those that a field or parameter points at.
+    fn look_up(&mut self, list: &[Candidate], index: &ByCondition) -> Option<usize> {
+        let asked = self.asked;
+        let mut best = list.len();
+        let mut ask = |places: &[usize]| {
+            let better = places.iter().copied().take_while(|place| *place < best);
+            if let Some(place) = { better }.find(|place| self.takes(&list[*place])) {
+                best = place;
+            }
+        };
+        if !index.table.is_empty() {
+            for (name, value) in asked.headers {
+                let name = name.as_str().as_bytes();
+                index.places(Kind::Header, name, value.as_bytes()).for_each(&mut ask);
+            }
+            for (name, value) in parameters(asked.query) {
+                let (name, value) = (whole(name), whole(value));
+                index.places(Kind::Query, &name, &value).for_each(&mut ask);
+            }
+        }
+        ask(&index.rest);
+        list.get(best).map(|candidate| candidate.route)
+    }
+
+    fn takes(&mut self, candidate: &Candidate) -> bool {
+        let Some(conditions) = &candidate.conditions else { return true };
+        let asked = self.asked;
+        if !conditions.headers.iter().all(|(name, wanted)| has_field(asked.headers, name, wanted))
+            || !conditions.query.iter().all(|(name, wanted)| has_parameter(asked.query, name, wanted))
+        {
+            return false;
+        }
+        if conditions.methods.is_empty() || conditions.methods.contains(asked.method) {
+            return true;
+        }
+        for method in &conditions.methods {
+            if !self.other_methods.contains(method) {
+                self.other_methods.push(method.clone());
+            }
+        }
+        false
     }
 }
 
-// === paths ===
-
-/// A path in its one form, for routing and for what is sent upstream: no dot segments, no doubled slashes,
-/// unreserved characters (RFC 3986, section 2.3) not percent-encoded. An encoded slash, a NUL and a broken
-/// percent-encoding are refused: endpoints disagree on what they mean. Borrowed if it is in that form already.
-pub(super) fn normalize(path: &str) -> Result<Cow<'_, str>, BadPath> {
-    if is_normal(path.as_bytes()) {
-        return Ok(path.into());
+/// Whether one of the fields of this name is as wanted.
+fn has_field(headers: &HeaderMap, name: &HeaderName, wanted: &Wanted) -> bool {
+    match wanted {
+        Wanted::Present => headers.contains_key(name),
+        Wanted::Value(value) => headers.get_all(name).iter().any(|field| field == value),
     }
-    let decoded = decode_unreserved(path.as_bytes())?;
-    let mut normal = String::with_capacity(decoded.len());
-    let mut segments = decoded.split('/').peekable();
-    while let Some(segment) = segments.next() {
-        let is_last = segments.peek().is_none();
-        match segment {
-            "" | "." => {}
-            ".." => normal.truncate(normal.rfind('/').unwrap_or(0)),
-            _ => {
-                normal.push('/');
-                normal.push_str(segment);
-            }
-        }
-        if is_last && matches!(segment, "" | "." | "..") {
-            normal.push('/');
-        }
-    }
-    Ok(normal.into())
 }
 
-fn is_normal(path: &[u8]) -> bool {
-    let mut after_slash = false;
-    for (place, byte) in path.iter().enumerate() {
-        match byte {
-            b'%' | 0 => return false,
-            b'/' if after_slash => return false,
-            // `/.well-known` is normal; whatever could be a dot segment is looked at closely.
-            b'.' if after_slash && matches!(path.get(place + 1), None | Some(b'/' | b'.')) => return false,
-            _ => {}
-        }
-        after_slash = *byte == b'/';
-    }
-    path.first() == Some(&b'/')
+/// Whether one of the parameters of this name is as wanted.
+fn has_parameter(query: Option<&str>, name: &str, wanted: &Wanted) -> bool {
+    parameters(query).any(|(known, value)| {
+        decoded(known).eq(name.bytes())
+            && match wanted {
+                Wanted::Present => true,
+                Wanted::Value(wanted) => decoded(value).eq(wanted.bytes()),
+            }
+    })
 }
 
-fn decode_unreserved(path: &[u8]) -> Result<String, BadPath> {
-    let digit = |byte: u8| (byte as char).to_digit(16);
-    let mut decoded = String::with_capacity(path.len());
-    let mut bytes = path.iter();
-    while let Some(byte) = bytes.next() {
-        if *byte == 0 || !byte.is_ascii() {
-            return Err(BadPath);
-        }
-        if *byte != b'%' {
-            decoded.push(char::from(*byte));
-            continue;
-        }
-        let high = bytes.next().and_then(|byte| digit(*byte)).ok_or(BadPath)?;
-        let low = bytes.next().and_then(|byte| digit(*byte)).ok_or(BadPath)?;
-        let value = u8::try_from(high * 16 + low).map_err(|_| BadPath)?;
-        match value {
-            0 | b'/' => return Err(BadPath),
-            b'-' | b'.' | b'_' | b'~' => decoded.push(char::from(value)),
-            _ if value.is_ascii_alphanumeric() => decoded.push(char::from(value)),
-            _ => {
-                const HEX: &[u8; 16] = b"0123456789ABCDEF";
-                decoded.push('%');
-                decoded.push(char::from(HEX[usize::from(value >> 4)]));
-                decoded.push(char::from(HEX[usize::from(value & 15)]));
-            }
-        }
+// === query ===
+
+/// Names and values as they were sent.
+fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
+    let pairs = query.unwrap_or("").split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// Decodes once, as forms are encoded: `+` is a space, and a `%` without two digits stands for itself.
+fn decoded(text: &str) -> impl Iterator<Item = u8> {
+    let text = text.as_bytes();
+    let digit = |place: usize| text.get(place).and_then(|byte| char::from(*byte).to_digit(16));
+    let mut place = 0;
+    std::iter::from_fn(move || {
+        let byte = *text.get(place)?;
+        place += 1;
+        Some(match byte {
+            b'+' => b' ',
+            b'%' => match (digit(place), digit(place + 1)) {
+                (Some(high), Some(low)) => {
+                    place += 2;
+                    u8::try_from(high * 16 + low).unwrap_or(byte)
+                }
+                _ => byte,
+            },
+            byte => byte,
+        })
+    })
+}
+
+fn whole(text: &str) -> Cow<'_, [u8]> {
+    if text.bytes().any(|byte| matches!(byte, b'+' | b'%')) {
+        decoded(text).collect::<Vec<u8>>().into()
+    } else {
+        text.as_bytes().into()
     }
-    Ok(decoded)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::document::Match;
-
-    fn route(host: &str, path: &str, methods: &[&str]) -> Route {
-        let host = match host {
-            "" => HostPattern::Any,
-            host => host.strip_prefix("*.").map_or_else(
-                || HostPattern::Exact(host.to_owned()),
-                |suffix| HostPattern::Wildcard(suffix.to_owned()),
-            ),
-        };
-        let path = match path {
-            "" => PathPattern::Any,
-            path => path.strip_suffix('*').map_or_else(
-                || PathPattern::Exact(path.to_owned()),
-                |prefix| PathPattern::Prefix(prefix.to_owned()),
-            ),
-        };
-        let methods = methods.iter().map(|&name| name.to_owned()).collect();
-        Route {
-            name: String::new(),
-            listeners: Vec::new(),
-            matches: Match { host, path, methods },
-            service: String::new(),
-            timeout: None,
-        }
-    }
-
-    #[track_caller]
-    fn check(routes: &[(&str, &str, &[&str])], request: (&str, &str, &str), expected: &Found) {
-        let routes: Vec<Route> =
-            routes.iter().map(|(host, path, methods)| route(host, path, methods)).collect();
-        let index = RouteIndex::new(&routes, |_| true);
-        let (host, path, method) = request;
-        let method = Method::from_bytes(method.as_bytes()).unwrap();
-        assert_eq!(index.find(host, path, &method), *expected, "{request:?}");
-    }
-
-    #[test]
-    fn an_exact_host_beats_a_wildcard_beats_none() {
-        let routes: &[(&str, &str, &[&str])] = &[
-            ("", "/a", &[]),
-            ("*.example.com", "/a", &[]),
-            ("*.b.example.com", "", &[]),
-            ("a.example.com", "", &[]),
-        ];
-        check(routes, ("a.example.com", "/a", "GET"), &Found::Route(3));
-        check(routes, ("A.Example.COM", "/a", "GET"), &Found::Route(3));
-        check(routes, ("x.example.com", "/a", "GET"), &Found::Route(1));
-        check(routes, ("x.b.example.com", "/a", "GET"), &Found::Route(2));
-        check(routes, ("example.com", "/a", "GET"), &Found::Route(0));
-        check(routes, ("x.example.com", "/b", "GET"), &Found::Nothing);
-    }
-
-    #[test]
-    fn an_exact_path_beats_the_longest_prefix() {
-        let routes: &[(&str, &str, &[&str])] =
-            &[("", "/*", &[]), ("", "/v1*", &[]), ("", "/v1/users*", &[]), ("", "/v1/users", &[])];
-        check(routes, ("h", "/v1/users", "GET"), &Found::Route(3));
-        check(routes, ("h", "/v1/users/7", "GET"), &Found::Route(2));
-        check(routes, ("h", "/v1", "GET"), &Found::Route(1));
-        check(routes, ("h", "/v1/", "GET"), &Found::Route(1));
-        check(routes, ("h", "/v10", "GET"), &Found::Route(0));
-    }
-
-    #[test]
-    fn a_route_that_asks_for_the_method_comes_first_and_a_refusal_lists_what_is_allowed() {
-        let routes: &[(&str, &str, &[&str])] =
-            &[("", "/a*", &[]), ("", "/a*", &["POST"]), ("", "/b", &["PUT", "GET"]), ("", "/b", &["GET"])];
-        check(routes, ("h", "/a", "POST"), &Found::Route(1));
-        check(routes, ("h", "/a", "GET"), &Found::Route(0));
-        check(routes, ("h", "/b", "GET"), &Found::Route(2));
-        check(routes, ("h", "/b", "DELETE"), &Found::OtherMethods(vec![Method::GET, Method::PUT]));
-    }
-
-    #[test]
-    fn a_path_has_one_form() {
-        for (path, expected) in [
-            ("/", Some("/")),
-            ("/a/b", Some("/a/b")),
-            ("/.well-known/x", Some("/.well-known/x")),
-            ("/a//b///c", Some("/a/b/c")),
-            ("/a/./b/../c", Some("/a/c")),
-            ("/a/..", Some("/")),
-            ("/a/b/..", Some("/a/")),
-            ("/../../etc", Some("/etc")),
-            ("/%2e%2E/x", Some("/x")),
-            ("/%7euser/%41", Some("/~user/A")),
-            ("/a%20b%3f", Some("/a%20b%3F")),
-            ("/a/", Some("/a/")),
-            ("/a/.", Some("/a/")),
-            ("/a%2fb", None),
-            ("/a%00", None),
-            ("/a%zz", None),
-            ("/a%2", None),
-        ] {
-            assert_eq!(normalize(path).ok().as_deref(), expected, "{path}");
-        }
-    }
-
-    #[test]
-    fn a_normal_path_is_borrowed() {
-        assert!(matches!(normalize("/v1/orders/7.json"), Ok(Cow::Borrowed(_))));
-    }
-}
+#[path = "tests/route_match.rs"]
+mod tests;

@@ -50,6 +50,7 @@ pub(super) struct CompiledRoute {
     pub(super) name: Arc<str>,
     pub(super) service: Arc<str>,
     pub(super) upstream: usize,
+    pub(super) allow_encoded_slash: bool,
     pub(super) timeout: Option<Duration>,
 }
 
@@ -102,6 +103,9 @@ pub enum CompileError {
         /// The listener as written.
         listener: String,
     },
+    /// A host's regular expressions cannot be put together.
+    #[error("the path_regex expressions of a host: {0}")]
+    Expressions(String),
 }
 
 // === impl RoutingTable ===
@@ -195,12 +199,13 @@ impl Routing {
                 name: route.name.as_str().into(),
                 service: Arc::clone(service),
                 upstream: *upstream,
+                allow_encoded_slash: route.allow_encoded_slash,
                 timeout: route.timeout,
             });
         }
         Ok(Routing {
             listeners: document.listeners.clone(),
-            indexes: Self::indexes(document),
+            indexes: Self::indexes(document)?,
             routes,
             trusted_proxies: document.trusted_proxies.clone(),
             limits: Arc::new(document.limits.clone()),
@@ -209,7 +214,7 @@ impl Routing {
     }
 
     /// One index for each listener; listeners that no route names share one.
-    fn indexes(document: &Document) -> HashMap<Box<str>, Arc<RouteIndex>> {
+    fn indexes(document: &Document) -> Result<HashMap<Box<str>, Arc<RouteIndex>>, CompileError> {
         let serves = |route: &Route, listener: &str| {
             route.listeners.is_empty() || route.listeners.iter().any(|name| name == listener)
         };
@@ -217,11 +222,19 @@ impl Routing {
         let mut indexes = HashMap::new();
         for listener in document.listeners.keys() {
             let named = document.routes.iter().any(|route| route.listeners.contains(listener));
-            let build = || Arc::new(RouteIndex::new(&document.routes, |route| serves(route, listener)));
-            let index = if named { build() } else { Arc::clone(shared.get_or_insert_with(build)) };
+            let index = match &shared {
+                Some(shared) if !named => Arc::clone(shared),
+                _ => {
+                    let index = RouteIndex::new(&document.routes, |route| serves(route, listener));
+                    Arc::new(index.map_err(|error| CompileError::Expressions(error.to_string()))?)
+                }
+            };
+            if !named {
+                shared = Some(Arc::clone(&index));
+            }
             indexes.insert(listener.as_str().into(), index);
         }
-        indexes
+        Ok(indexes)
     }
 }
 

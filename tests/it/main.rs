@@ -12,6 +12,7 @@ mod harness;
 mod proxy_http;
 mod proxy_lifecycle;
 mod proxy_upstream;
+mod routing;
 mod three_nodes;
 mod tidy;
 mod upstream;

@@ -351,6 +351,7 @@ pub fn route(name: &str, path: PathPattern, methods: &[&str]) -> Route {
         listeners: Vec::new(),
         matches: Match { path, methods, ..Match::default() },
         service: "service".to_owned(),
+        allow_encoded_slash: false,
         timeout: None,
     }
 }

@@ -5,11 +5,14 @@ use std::{
     time::Duration,
 };
 
+use regex_automata::MatchKind;
+
 use super::{
     super::{
         address,
-        document::{HostPattern, Listener, Match, PathPattern, Route, Service},
+        document::{HostPattern, Listener, Match, PathPattern, Route, Service, Wanted},
         field::{Field, Keys, Section},
+        path_regex,
         problem::shown,
         yaml,
     },
@@ -17,11 +20,15 @@ use super::{
 };
 
 pub(super) const ROUTE: Keys = Keys {
-    known: &["name", "listeners", "match", "service", "timeout"],
+    known: &["name", "listeners", "match", "service", "allow_encoded_slash", "timeout"],
     later: &["split", "redirect", "respond", "mirror", "policies", "retries"],
 };
 pub(super) const MATCH: Keys =
-    Keys { known: &["host", "path", "path_prefix", "methods"], later: &["path_regex", "headers", "query"] };
+    Keys { known: &["host", "path", "path_prefix", "path_regex", "methods", "headers", "query"], later: &[] };
+/// Fields, or parameters, of one match.
+const CONDITIONS_MAX: usize = 16;
+/// Bytes of a name or value to match.
+const CONDITION_BYTES_MAX: usize = 4 << 10;
 
 pub(super) fn routes(
     top: &Section<'_>,
@@ -35,6 +42,7 @@ pub(super) fn routes(
         field.problem("no listener is declared, so no route can be reached", Some(suggestion.into()));
     }
     let mut routes = Vec::with_capacity(items.len());
+    let mut places = Vec::with_capacity(items.len());
     let mut names: HashMap<String, usize> = HashMap::new();
     let mut matches: HashMap<MatchKey, (String, usize)> = HashMap::new();
     for item in items {
@@ -54,7 +62,9 @@ pub(super) fn routes(
         let Some(route) = whole(route) else { continue };
         duplicate(&item, &route, listeners.len(), &mut matches);
         routes.push(route);
+        places.push(item);
     }
+    expressions(&routes, &places);
     routes
 }
 
@@ -64,6 +74,7 @@ struct PartialRoute {
     listeners: Vec<String>,
     matches: Match,
     service: Option<String>,
+    allow_encoded_slash: bool,
     timeout: Option<Duration>,
 }
 
@@ -73,6 +84,7 @@ fn whole(route: PartialRoute) -> Option<Route> {
         listeners: route.listeners,
         matches: route.matches,
         service: route.service?,
+        allow_encoded_slash: route.allow_encoded_slash,
         timeout: route.timeout,
     })
 }
@@ -89,14 +101,19 @@ fn route(
             None
         }
     };
+    let allow_encoded_slash = section.get("allow_encoded_slash").and_then(Field::boolean).unwrap_or_default();
     PartialRoute {
         name,
         listeners: section
             .get("listeners")
             .map(|field| route_listeners(field, listeners))
             .unwrap_or_default(),
-        matches: section.section("match", MATCH).map(|section| matches(&section)).unwrap_or_default(),
+        matches: section
+            .section("match", MATCH)
+            .map(|section| matches(&section, allow_encoded_slash))
+            .unwrap_or_default(),
         service: route_service(section, services),
+        allow_encoded_slash,
         timeout: section.get("timeout").and_then(timeout),
     }
 }
@@ -149,40 +166,46 @@ fn route_service(section: &Section<'_>, declared: &BTreeMap<String, Service>) ->
     None
 }
 
-fn matches(section: &Section<'_>) -> Match {
+fn matches(section: &Section<'_>, allow_encoded_slash: bool) -> Match {
     let host = section.get("host").and_then(|field| {
         let text = field.text_as("a host such as api.example.com or *.example.com")?;
         accept(field, address::host_pattern(text))
     });
-    if section.get("path").is_some() && section.get("path_prefix").is_some() {
+    let written = |key: &&str| section.get(key).is_some();
+    if let [first, second, ..] =
+        ["path", "path_prefix", "path_regex"].into_iter().filter(written).collect::<Vec<_>>()[..]
+    {
         let suggestion = Some("keep one of them".into());
-        section.field.problem("`path` and `path_prefix` cannot both be set", suggestion);
+        section.field.problem(format!("`{first}` and `{second}` cannot both be set"), suggestion);
     }
-    let path = match (section.get("path"), section.get("path_prefix")) {
-        (Some(field), _) => path_text(field).map(PathPattern::Exact),
-        (None, Some(field)) => path_prefix(field),
-        (None, None) => None,
-    };
+    let exact =
+        section.get("path").map(|field| path_text(field, allow_encoded_slash).map(PathPattern::Exact));
+    let prefix = || section.get("path_prefix").map(|field| path_prefix(field, allow_encoded_slash));
+    let regex = || section.get("path_regex").map(path_regex);
     Match {
         host: host.unwrap_or(HostPattern::Any),
-        path: path.unwrap_or(PathPattern::Any),
+        path: exact.or_else(prefix).or_else(regex).flatten().unwrap_or(PathPattern::Any),
         methods: section.get("methods").map(methods).unwrap_or_default(),
+        headers: section
+            .get("headers")
+            .map(|field| conditions(field, header_name, header_value))
+            .unwrap_or_default(),
+        query: section
+            .get("query")
+            .map(|field| conditions(field, parameter_name, parameter_value))
+            .unwrap_or_default(),
     }
 }
 
-fn path_text(field: &Field<'_>) -> Option<String> {
+fn path_text(field: &Field<'_>, allow_encoded_slash: bool) -> Option<String> {
     let text = field.text_as("a path such as /v1")?;
-    accept(field, address::path(text))?;
+    accept(field, address::path(text, allow_encoded_slash))?;
     Some(text.to_owned())
 }
 
-/// `/` is every path.
-fn path_prefix(field: &Field<'_>) -> Option<PathPattern> {
-    let text = path_text(field)?;
-    if text == "/" {
-        return Some(PathPattern::Any);
-    }
-    if let Some(prefix) = text.strip_suffix('/') {
+fn path_prefix(field: &Field<'_>, allow_encoded_slash: bool) -> Option<PathPattern> {
+    let text = path_text(field, allow_encoded_slash)?;
+    if let Some(prefix) = text.strip_suffix('/').filter(|prefix| !prefix.is_empty()) {
         field.problem(
             format!("the prefix `{}` ends with `/`", shown(&text)),
             Some(format!("write \"{prefix}\": it matches {prefix} and all below it", prefix = shown(prefix))),
@@ -192,15 +215,90 @@ fn path_prefix(field: &Field<'_>) -> Option<PathPattern> {
     Some(PathPattern::Prefix(text))
 }
 
+fn path_regex(field: &Field<'_>) -> Option<PathPattern> {
+    let text = field.text_as("a regular expression such as /users/[0-9]+")?;
+    accept(field, path_regex::check(text))?;
+    Some(PathPattern::Regex(text.to_owned()))
+}
+
+/// Fields or parameters by name. In order of their names, so that two ways to write them are one.
+fn conditions(
+    field: &Field<'_>,
+    name: fn(&str) -> Result<String, address::Refusal>,
+    value: fn(&str) -> Result<(), address::Refusal>,
+) -> Vec<(String, Wanted)> {
+    let mut conditions: Vec<(String, Wanted)> = Vec::new();
+    let pairs = field.texts("a mapping from names to values").unwrap_or_default();
+    if pairs.len() > CONDITIONS_MAX {
+        field.problem(format!("{} conditions are more than {CONDITIONS_MAX}", pairs.len()), None);
+        return conditions;
+    }
+    for (key, field) in pairs {
+        let Some(name) = accept(&field, name(key)) else { continue };
+        let Some(text) = field.text_as("a value, or \"*\" for any") else { continue };
+        if accept(&field, value(text)).is_none() {
+            continue;
+        }
+        if conditions.iter().any(|(known, _)| *known == name) {
+            field.problem(format!("`{}` is here twice", shown(&name)), Some("keep one of them".into()));
+            continue;
+        }
+        let wanted = if text == "*" { Wanted::Present } else { Wanted::Value(text.to_owned()) };
+        conditions.push((name, wanted));
+    }
+    conditions.sort();
+    conditions
+}
+
+fn header_name(name: &str) -> Result<String, address::Refusal> {
+    if is_token(name) && name.len() <= CONDITION_BYTES_MAX {
+        return Ok(name.to_ascii_lowercase());
+    }
+    Err((format!("`{}` is not the name of a header field", shown(name)), None))
+}
+
+/// Fields arrive without the spaces around their value.
+fn header_value(value: &str) -> Result<(), address::Refusal> {
+    if value.trim() != value {
+        let suggestion = format!("write \"{}\"", shown(value.trim()));
+        return Err(("no field's value begins or ends with a space".into(), Some(suggestion)));
+    }
+    if value.len() > CONDITION_BYTES_MAX || !value.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
+        return Err((
+            format!("a field's value here is at most {CONDITION_BYTES_MAX} ASCII characters"),
+            None,
+        ));
+    }
+    Ok(())
+}
+
+fn parameter_value(value: &str) -> Result<(), address::Refusal> {
+    if value.len() > CONDITION_BYTES_MAX {
+        return Err((format!("a parameter's value here is at most {CONDITION_BYTES_MAX} bytes"), None));
+    }
+    Ok(())
+}
+
+fn parameter_name(name: &str) -> Result<String, address::Refusal> {
+    if name.is_empty() || name.len() > CONDITION_BYTES_MAX {
+        return Err((format!("`{}` is not the name of a query parameter", shown(name)), None));
+    }
+    Ok(name.to_owned())
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(text: &str) -> bool {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    !text.is_empty() && text.bytes().all(allowed)
+}
+
 fn methods(field: &Field<'_>) -> Vec<String> {
     let items = field.list("methods").unwrap_or_default();
     let mut methods: Vec<String> = Vec::with_capacity(items.len());
     for item in items {
         let Some(text) = item.text_as("a method such as GET") else { continue };
-        // RFC 9110 section 5.6.2: a token.
-        let is_token = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
         let upper = text.to_ascii_uppercase();
-        if !is_token {
+        if !is_token(text) {
             item.problem(format!("`{}` is not a method", shown(text)), None);
         } else if upper != text {
             let problem = format!("`{}` is not in capitals, and methods are case-sensitive", shown(text));
@@ -221,6 +319,8 @@ struct MatchKey {
     host: (u8, String),
     path: (u8, String),
     methods: Vec<String>,
+    headers: Vec<(String, Wanted)>,
+    query: Vec<(String, Wanted)>,
 }
 
 /// Two routes with the same match: the second could never win.
@@ -246,9 +346,14 @@ fn duplicate(
         path: match &route.matches.path {
             PathPattern::Any => (0, String::new()),
             PathPattern::Exact(path) => (1, path.clone()),
+            // Every path, which as a prefix comes first.
+            PathPattern::Prefix(path) if path == "/" => (0, String::new()),
             PathPattern::Prefix(path) => (2, path.clone()),
+            PathPattern::Regex(text) => (3, text.clone()),
         },
         methods: sorted(&route.matches.methods),
+        headers: route.matches.headers.clone(),
+        query: route.matches.query.clone(),
     };
     if let Some((other, line)) = seen.get(&key) {
         item.problem(
@@ -258,4 +363,54 @@ fn duplicate(
         return;
     }
     seen.insert(key, (route.name.clone(), item.node.place.line));
+}
+
+/// Regular expressions that cannot be put together, or that no request reaches.
+fn expressions(routes: &[Route], places: &[Field<'_>]) {
+    let mut hosts: HashMap<&HostPattern, Vec<usize>> = HashMap::new();
+    for (place, route) in routes.iter().enumerate() {
+        if matches!(&route.matches.path, PathPattern::Regex(_)) {
+            hosts.entry(&route.matches.host).or_default().push(place);
+        }
+    }
+    if hosts.is_empty() {
+        return;
+    }
+    for (place, route) in routes.iter().enumerate() {
+        let Some(shadowed) = hosts.get(&route.matches.host) else { continue };
+        if !takes_every_path(&route.matches) {
+            continue;
+        }
+        let covers = |other: &&usize| {
+            let other = &routes[**other].listeners;
+            let named = |name| route.listeners.contains(name);
+            route.listeners.is_empty() || (!other.is_empty() && other.iter().all(named))
+        };
+        for other in shadowed.iter().filter(covers) {
+            let (name, line) = (&route.name, places[place].node.place.line);
+            places[*other].problem(
+                format!("no request reaches this expression: route `{name}` on line {line} takes every path of its host before"),
+                Some(format!("leave `path_prefix: /` out of `{name}`: a route without a path comes last")),
+            );
+        }
+    }
+    for expressions in hosts.values() {
+        let texts = expressions.iter().filter_map(|place| match &routes[*place].matches.path {
+            PathPattern::Regex(text) => Some(text.as_str()),
+            PathPattern::Any | PathPattern::Exact(_) | PathPattern::Prefix(_) => None,
+        });
+        if path_regex::together(texts, MatchKind::LeftmostFirst).is_err()
+            && let Some(last) = expressions.last()
+        {
+            let problem = "the regular expressions of this host are too large together";
+            places[*last].problem(problem, Some("use `path_prefix` where it is enough".into()));
+        }
+    }
+}
+
+fn takes_every_path(matches: &Match) -> bool {
+    matches.path == PathPattern::Prefix("/".into())
+        && matches.methods.is_empty()
+        && matches.headers.is_empty()
+        && matches.query.is_empty()
 }

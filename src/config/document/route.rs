@@ -13,6 +13,8 @@ pub struct Route {
     pub matches: Match,
     /// The name of the service.
     pub service: String,
+    /// Whether a path with an encoded slash is taken; otherwise it is refused.
+    pub allow_encoded_slash: bool,
     /// Bounds the whole of a request up to the answer's head; overrides the service's `timeouts.request`.
     pub timeout: Option<Duration>,
 }
@@ -26,10 +28,23 @@ pub struct Match {
     pub path: PathPattern,
     /// Upper-case method names; empty means any.
     pub methods: Vec<String>,
+    /// Lower-case names of fields and what they must hold; all of them.
+    pub headers: Vec<(String, Wanted)>,
+    /// Decoded names of parameters and what they must hold; all of them.
+    pub query: Vec<(String, Wanted)>,
+}
+
+/// What a field or parameter must hold.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Wanted {
+    /// Anything: it is enough that it is there.
+    Present,
+    /// Exactly this.
+    Value(String),
 }
 
 /// Which host a route serves. Names are lower case.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum HostPattern {
     /// Any.
     #[default]
@@ -50,4 +65,6 @@ pub enum PathPattern {
     Exact(String),
     /// This one and all below it: `/v1` matches `/v1` and `/v1/x`, not `/v10`.
     Prefix(String),
+    /// What this regular expression matches from its beginning to its end.
+    Regex(String),
 }

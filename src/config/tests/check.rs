@@ -78,7 +78,8 @@ limits: { header_bytes: 64KiB, headers: 50, uri_bytes: 1024, body_bytes: 10MB, h
     assert_eq!(one.matches.methods, ["GET", "POST"]);
     assert_eq!(document.routes[1].matches.host, HostPattern::Wildcard("example.com".into()));
     assert_eq!(document.routes[1].matches.path, PathPattern::Exact("/a%20b/".into()));
-    assert_eq!(document.routes[2].matches, Match::default());
+    let every = Match { path: PathPattern::Prefix("/".into()), ..Match::default() };
+    assert_eq!(document.routes[2].matches, every);
     assert_eq!(document.trusted_proxies.len(), 3);
     assert_eq!(document.trusted_proxies[1].prefix, 128);
     let limits = &document.limits;
@@ -176,9 +177,8 @@ fn unknown_keys_name_the_nearest_and_later_ones_say_so() {
         "f:1: listeners.a.tls: `tls` is not supported by this build yet (remove it)",
     );
     check_route(
-        "- { name: r, service: api, retries: { attempts: 2 }, match: { headers: { a: b } } }",
-        "f:4: routes[0].retries: `retries` is not supported by this build yet (remove it)
-         f:4: routes[0].match.headers: `headers` is not supported by this build yet (remove it)",
+        "- { name: r, service: api, retries: { attempts: 2 } }",
+        "f:4: routes[0].retries: `retries` is not supported by this build yet (remove it)",
     );
     check(
         "services: { a: { balance: random }, b: { balance: roundrobin }, c: { balance: x } }",
@@ -354,7 +354,7 @@ fn routes_are_named_once_and_name_what_is_declared() {
          f:6: routes[2].name: another route has this name, on line 5 (give each route a name of its own)
          f:6: routes[2].listeners: the list is empty, so the route could not be reached (leave `listeners` out for every listener, or name one)
          f:7: routes[3].service: there is no service `payments` (declare it under `services`: `payments: {}` is enough, instances registered under that name join it)
-         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service` and `timeout`, found the number 7",
+         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service`, `allow_encoded_slash` and `timeout`, found the number 7",
     );
     check(
         "listeners: {}\nservices: { a: {} }\nroutes: [{ name: r, service: a }, { name: s }]",
@@ -424,7 +424,10 @@ fn paths_are_written_in_the_form_in_which_requests_are_matched() {
             "/ä",
             "`/ä` has the character `ä`, which no request's path has (write %C3%A4 in its place)".to_owned(),
         ),
-        ("/a%2Fb", "`/a%2Fb` has an encoded slash, which is refused in requests".to_owned()),
+        (
+            "/a%2Fb",
+            "`/a%2Fb` has an encoded slash, which is refused unless `allow_encoded_slash` is true".to_owned(),
+        ),
         ("/a%00", "`/a%00` has an encoded NUL, which is refused in requests".to_owned()),
         ("/a%4", "`/a%4` has a `%` without two hexadecimal digits".to_owned()),
         ("/a%+1", "`/a%+1` has a `%` without two hexadecimal digits".to_owned()),
@@ -657,3 +660,6 @@ fn no_soup_of_syntax_and_keys_panics() {
         let _ = (document(&text).is_ok(), super::super::node_file::check(&text).is_ok());
     }
 }
+
+#[path = "check_routes.rs"]
+mod routes_section;
