@@ -19,7 +19,11 @@ use std::{
 
 use http::{HeaderValue, Method, Request, Response, Uri, header, request::Parts};
 use http_body::Body;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper::{
+    body::Incoming,
+    server::conn::http1,
+    service::{HttpService, service_fn},
+};
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -42,7 +46,7 @@ use super::{
     upstream::View,
     worker::Worker,
 };
-use crate::telemetry::metrics::OTHER;
+use crate::{config::document::Limits, telemetry::metrics::OTHER};
 
 /// How long an idle connection is kept for a client's next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -69,6 +73,8 @@ pub(super) struct Client {
     exchange: Cell<bool>,
     /// Reading stopped until the exchange under way is over.
     stalled: Cell<bool>,
+    /// As far as the stream knows, hyper holds nothing for this connection.
+    still: Cell<bool>,
 }
 
 // === impl Client ===
@@ -82,6 +88,16 @@ impl Client {
     /// Reading goes no further until the exchange under way is over.
     pub(super) fn stall(&self) {
         self.stalled.set(true);
+    }
+
+    /// The stream says whether it waits for a request that has not begun.
+    pub(super) fn set_still(&self, still: bool) {
+        self.still.set(still);
+    }
+
+    /// Whether hyper can be taken away without a loss.
+    fn is_at_rest(&self) -> bool {
+        self.still.get() && !self.exchange.get()
     }
 
     /// The first bytes of a head are here: the rest must follow in time.
@@ -137,50 +153,90 @@ pub(super) async fn serve(
         header_timeout: limits.header_timeout,
         exchange: Cell::new(false),
         stalled: Cell::new(false),
+        still: Cell::new(false),
         listener,
         worker,
     });
     client.head_began();
-    let stream = ClientStream::new(tcp, Framing::new(Arc::clone(&limits)), Rc::clone(&client));
+    let mut stream = ClientStream::new(tcp, Framing::new(Arc::clone(&limits)), Rc::clone(&client));
+    loop {
+        if !next_request(&client, &stream).await {
+            return;
+        }
+        // In a box: what rests is small.
+        let mut connection = Box::new(hyper_for(&client, stream, &limits));
+        let mut draining = false;
+        let over = poll_fn(|cx| {
+            if client.worker.is_draining() && !draining {
+                draining = true;
+                Pin::new(&mut *connection).graceful_shutdown();
+            }
+            match Pin::new(&mut *connection).poll(cx) {
+                // How the connection ended matters to nobody: requests are counted by their records.
+                Poll::Ready(_) => Poll::Ready(true),
+                Poll::Pending if client.is_at_rest() => Poll::Ready(false),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await;
+        stream = connection.into_parts().io.into_inner();
+        if over {
+            break;
+        }
+    }
+    if client.exchange_under_way() {
+        return;
+    }
+    let (tcp, refusal, unread) = stream.into_parts();
+    if refusal.is_some() || unread {
+        Box::pin(say_goodbye(&client, tcp, refusal)).await;
+    }
+    drop(permit);
+}
+
+/// Waits for a request's first byte, or the client's end; false: neither came in time. Meanwhile the connection
+/// holds its socket and little more: buffers and parser are made when they are needed, from memory that the last
+/// request left warm.
+async fn next_request(client: &Client, stream: &ClientStream) -> bool {
+    poll_fn(|cx| {
+        client.alarm.belongs_to(cx.waker());
+        if client.worker.is_draining() {
+            return Poll::Ready(false);
+        }
+        match stream.poll_readable(cx) {
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending if client.alarm.rang() => Poll::Ready(false),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// hyper over a client's socket, for one or more requests.
+fn hyper_for(
+    client: &Rc<Client>,
+    stream: ClientStream,
+    limits: &Limits,
+) -> http1::Connection<
+    TokioIo<ClientStream>,
+    impl HttpService<Incoming, ResBody = AnswerBody, Error = Infallible> + use<>,
+> {
     let mut builder = http1::Builder::new();
     builder.header_read_timeout(None).max_buf_size(limits.header_bytes.max(BUFFER_MIN).max(BUFFER_MAX));
     if limits.headers > FIELDS_WITHOUT_ALLOCATION {
         builder.max_headers(limits.headers);
     }
-    let service = {
-        let client = Rc::clone(&client);
-        service_fn(move |request| {
-            // Not in the answer's future, which is polled later: hyper reads on before.
-            client.exchange.set(true);
-            answer(Rc::clone(&client), request)
-        })
-    };
-    let mut connection = builder.serve_connection(TokioIo::new(stream), service);
-    let mut draining = false;
-    let mut polled = false;
-    // How the connection ended matters to nobody: requests are counted by their records.
-    let _ = poll_fn(|cx| {
-        if !polled {
-            client.alarm.belongs_to(cx.waker());
-            polled = true;
-        }
-        if client.worker.is_draining() && !draining {
-            draining = true;
-            Pin::new(&mut connection).graceful_shutdown();
-        }
-        Pin::new(&mut connection).poll(cx)
-    })
-    .await;
-    let in_exchange = client.exchange_under_way();
-    let (tcp, refusal, unread) = connection.into_parts().io.into_inner().into_parts();
-    if !in_exchange {
-        say_goodbye(&client, tcp, refusal, unread).await;
-    }
-    drop(permit);
+    let client = Rc::clone(client);
+    let service = service_fn(move |request| {
+        // Not in the answer's future, which is polled later: hyper reads on before.
+        client.exchange.set(true);
+        answer(Rc::clone(&client), request)
+    });
+    builder.serve_connection(TokioIo::new(stream), service)
 }
 
 /// Tells the client why it was read no further, and lets what it still sends run out.
-async fn say_goodbye(client: &Client, mut tcp: TcpStream, refusal: Option<ProxyError>, unread: bool) {
+async fn say_goodbye(client: &Client, mut tcp: TcpStream, refusal: Option<ProxyError>) {
     if let Some(refusal) = &refusal {
         let id = record::refuse(&client.worker, &client.listener, client.peer.ip.as_bytes(), refusal);
         client.worker.unrouted.count(OTHER, refusal.row().status.as_u16(), Duration::ZERO);
@@ -189,15 +245,12 @@ async fn say_goodbye(client: &Client, mut tcp: TcpStream, refusal: Option<ProxyE
             return;
         }
     }
-    if refusal.is_some() || unread {
-        linger(tcp).await;
-    }
+    linger(tcp).await;
 }
 
 async fn linger(mut tcp: TcpStream) {
     let discard = async {
         tcp.shutdown().await?;
-        // Not an array: it would be part of every connection's task.
         let mut buffer = vec![0; LINGER_BUFFER];
         while tcp.read(&mut buffer).await? > 0 {}
         std::io::Result::Ok(())

@@ -67,6 +67,8 @@ pub(super) fn open(address: SocketAddr, count: usize) -> io::Result<(SocketAddr,
     for _ in 0..count {
         let socket = socket(address)?;
         socket.set_reuse_port(true)?;
+        // The connections that it accepts inherit this.
+        socket.set_tcp_nodelay(true)?;
         socket.bind(&address.into())?;
         socket.listen(BACKLOG)?;
         sockets.push(socket.into());
@@ -153,9 +155,6 @@ pub(super) async fn accept(
 
 fn hand_over(worker: &Rc<Worker>, state: &Rc<ListenerState>, tcp: TcpStream, peer: SocketAddr) {
     let Some(permit) = Permit::new(worker, state) else { return shed(worker, state, &tcp, peer) };
-    if tcp.set_nodelay(true).is_err() {
-        return;
-    }
     tokio::task::spawn_local(http::serve(Rc::clone(worker), Rc::clone(state), tcp, peer, permit));
 }
 

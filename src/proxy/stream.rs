@@ -31,7 +31,13 @@ pub(super) struct ClientStream {
     answerable: bool,
     /// The client's side is full: an answer is not written out yet.
     blocked: bool,
+    /// The last look for more to read found nothing.
+    starved: bool,
 }
+
+/// An answer in several pieces of so many bytes together is copied into one: a copy of a few kilobytes costs less
+/// than the kernel's work for a list of pieces.
+const COPIED_MAX: usize = 4 << 10;
 
 /// An endpoint's socket.
 #[derive(Debug)]
@@ -52,7 +58,18 @@ pub(super) struct Task(RefCell<Waker>);
 
 impl ClientStream {
     pub(super) fn new(tcp: TcpStream, framing: Framing, client: Rc<Client>) -> Self {
-        Self { tcp, framing, client, refusal: None, answerable: false, blocked: false }
+        Self { tcp, framing, client, refusal: None, answerable: false, blocked: false, starved: false }
+    }
+
+    /// Ready when there is something to read, be it the end.
+    pub(super) fn poll_readable(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.tcp.poll_read_ready(cx).map(drop)
+    }
+
+    /// Whether nothing of a request has come that was not passed on, and everything written is on its way: this
+    /// and the client's exchange being over, hyper holds nothing for this connection.
+    fn is_still(&self) -> bool {
+        self.starved && !self.blocked && self.refusal.is_none() && self.framing.at_start()
     }
 
     /// The socket, why it was read no further, and whether a request was left half read.
@@ -95,7 +112,10 @@ impl AsyncRead for ClientStream {
             return this.refused();
         }
         let before = buf.filled().len();
-        let Poll::Ready(read) = Pin::new(&mut this.tcp).poll_read(cx, buf) else {
+        let read = Pin::new(&mut this.tcp).poll_read(cx, buf);
+        this.starved = read.is_pending();
+        this.client.set_still(this.is_still());
+        let Poll::Ready(read) = read else {
             // An exchange under way minds its own deadlines.
             let late = this.client.alarm.rang() && !this.client.exchange_under_way();
             return if late { Poll::Ready(Err(this.out_of_time())) } else { Poll::Pending };
@@ -126,8 +146,18 @@ impl AsyncWrite for ClientStream {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = write_pieces(&mut self.tcp, cx, bufs);
-        self.in_time(written)
+        let this = &mut *self;
+        let written = match bufs {
+            [only] => Pin::new(&mut this.tcp).poll_write(cx, only),
+            bufs if bufs.iter().map(|piece| piece.len()).sum::<usize>() <= COPIED_MAX => {
+                let mut scratch = this.client.worker.scratch.borrow_mut();
+                scratch.clear();
+                bufs.iter().for_each(|piece| scratch.extend_from_slice(piece));
+                Pin::new(&mut this.tcp).poll_write(cx, &scratch)
+            }
+            bufs => Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs),
+        };
+        this.in_time(written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -138,12 +168,10 @@ impl AsyncWrite for ClientStream {
         Poll::Ready(Ok(()))
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A refusal is still to be written.
-        if self.refusal.is_some() {
-            return Poll::Ready(Ok(()));
-        }
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    /// `http` closes the socket next, if it does not have something to say before: a shutdown would only be one
+    /// more system call.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -151,6 +179,9 @@ impl ClientStream {
     /// A client that takes nothing for as long as a body may stand still is given up.
     fn in_time(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let was_blocked = std::mem::replace(&mut self.blocked, written.is_pending());
+        if was_blocked != self.blocked {
+            self.client.set_still(self.is_still());
+        }
         if was_blocked && !self.blocked && self.refusal.is_some() {
             // Reading may have waited for this.
             self.client.alarm.wake();

@@ -55,6 +55,8 @@ pub(super) struct Worker {
     pub(super) access_log: Option<access_log::Lines>,
     /// Requests that no route took.
     pub(super) unrouted: Rc<RouteFigures>,
+    /// Where small writes are put together; empty between two of them.
+    pub(super) scratch: RefCell<Vec<u8>>,
     view: RefCell<Rc<View>>,
     listeners: RefCell<BTreeMap<u64, Accepting>>,
     draining: Cell<bool>,
@@ -178,6 +180,7 @@ impl Worker {
             figures: Figures::default(),
             access_log: access_log.map(access_log::Handle::lines),
             unrouted: Rc::new(RouteFigures::new(&nobody, &nobody)),
+            scratch: RefCell::default(),
             view: RefCell::new(Rc::new(view)),
             listeners: RefCell::default(),
             draining: Cell::new(false),
