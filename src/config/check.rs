@@ -1,11 +1,12 @@
 //! The gateway document: text → [`Document`], or every problem with its place and a suggestion.
 //!
-//! A file a section: `listeners`, `services`, `routes`.
+//! A file a section: `listeners`, `services`, `policies`, `routes`.
 //! Invariants: a [`Document`] leaves here only if nothing is wrong with it; no input panics or takes
 //! unbounded time; reading does not stop at the first problem. Neighbours: `yaml` and `field` read,
 //! `address` judges single values; the admin API, `gogate check` and the node's own file come here.
 
 mod listeners;
+mod policies;
 mod routes;
 mod services;
 
@@ -37,8 +38,8 @@ routes:
 // Every key of the interface: what this build reads, and what it does not do yet. Support for a key is
 // added by moving it from `later` to `known`.
 pub(super) const TOP: Keys = Keys {
-    known: &["listeners", "services", "routes", "trusted_proxies", "limits"],
-    later: &["certificates", "policies", "budgets"],
+    known: &["listeners", "services", "routes", "policies", "trusted_proxies", "limits"],
+    later: &["certificates", "budgets"],
 };
 
 /// No timeout is shorter: 0 would fail every request.
@@ -67,8 +68,10 @@ pub fn document(text: &str) -> Result<Document, Vec<Problem>> {
 fn read(top: &Section<'_>) -> Document {
     let listeners = listeners::listeners(top);
     let services = services::services(top);
-    let routes = routes::routes(top, &listeners, &services);
-    Document { listeners, services, routes, trusted_proxies: trusted_proxies(top), limits: limits(top) }
+    let policies = policies::policies(top);
+    let routes = routes::routes(top, &listeners, &services, &policies);
+    let (trusted_proxies, limits) = (trusted_proxies(top), limits(top));
+    Document { listeners, services, routes, policies, trusted_proxies, limits }
 }
 
 /// A value that was judged elsewhere, its refusal reported here.

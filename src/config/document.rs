@@ -6,6 +6,7 @@
 //! `control::compile` turns it and the registry into a `proxy::table::RoutingTable`.
 
 mod listener;
+mod policy;
 mod route;
 mod service;
 
@@ -13,6 +14,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 pub use self::{
     listener::Listener,
+    policy::{HeaderEdit, Policy, PolicyKind},
     route::{HostPattern, Match, PathPattern, Route, Wanted},
     service::{Balance, Endpoint, Pool, Service, Timeouts},
 };
@@ -26,6 +28,8 @@ pub struct Document {
     pub services: BTreeMap<String, Service>,
     /// In the document's order, which is the last rule of precedence.
     pub routes: Vec<Route>,
+    /// By name.
+    pub policies: BTreeMap<String, Policy>,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: Vec<IpNetwork>,
     /// Bounds on what a client may send.

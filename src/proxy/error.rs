@@ -17,6 +17,8 @@ pub(super) enum ProxyError {
     Malformed(&'static str),
     /// No route takes the request.
     NoRoute,
+    /// A policy of the route does not let the client's address in.
+    IpDenied,
     /// A route knows the path, but not with this method.
     MethodNotAllowed(Vec<Method>),
     /// The client sent its request too slowly.
@@ -93,6 +95,9 @@ impl ProxyError {
             Self::Malformed(why) => closing(row(400, "malformed", "http_request_error", Client, why)),
             Self::NoRoute => {
                 row(404, "no_route", "destination_not_found", Client, "no route takes this request")
+            }
+            Self::IpDenied => {
+                row(403, "ip_denied", "http_request_denied", Client, "this address is not let in here")
             }
             Self::MethodNotAllowed(_) => row(
                 405,

@@ -38,6 +38,7 @@ use super::{
     headers::{self, Peer, RequestId},
     listener::{ListenerState, Permit},
     path,
+    policy::{Passed, Passing},
     record::{self, Record},
     route_match::{Asked, Found},
     stream::ClientStream,
@@ -66,7 +67,7 @@ pub(super) struct Client {
     pub(super) worker: Rc<Worker>,
     pub(super) alarm: Rc<Alarm>,
     pub(super) listener: Rc<ListenerState>,
-    address: IpAddr,
+    pub(super) address: IpAddr,
     pub(super) peer: Peer,
     header_timeout: Duration,
     /// Between a request's head and the end of its answer.
@@ -276,6 +277,7 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
             record.answered(endpoint.response.status());
             let (mut parts, incoming) = endpoint.response.into_parts();
             headers::prepare_answer(&mut parts.headers);
+            record.finish(&mut parts.headers);
             let body = AnswerBody::endpoint(incoming, endpoint.lease, endpoint.idle, &client, record);
             Response::from_parts(parts, body)
         }
@@ -289,7 +291,8 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
             if row.blame == Blame::Upstream {
                 tracing::debug!(reason = row.reason, service = %record.figures.names().1, "request failed");
             }
-            let (parts, content) = error.response(&request_id.id).into_parts();
+            let (mut parts, content) = error.response(&request_id.id).into_parts();
+            record.finish(&mut parts.headers);
             Response::from_parts(parts, AnswerBody::own(content, &client, record))
         }
     };
@@ -343,6 +346,11 @@ async fn exchange(
         Some(_) => {}
         // HTTP/1.0 does without; HTTP/1.1, which the endpoint is spoken to in, does not.
         None => drop(parts.headers.insert(header::HOST, HeaderValue::from_static(""))),
+    }
+    if let Some(policies) = &route.policies {
+        let client = record.client_address(&parts.headers, &routing.trusted_proxies);
+        record.passed = Some(Passed::new(policies));
+        policies.admit(&mut Passing { parts: &mut parts, client })?;
     }
     let upload =
         (!body.is_end_stream()).then(|| Upload::new(body, record, bytes_max, timeouts.idle, answer_within));

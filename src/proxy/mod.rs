@@ -9,7 +9,7 @@
 //!    [`framing`], which refuses what is ambiguous, before hyper parses it.
 //! 2. [`http`] takes the worker's view of the table ([`upstream::View`]) and keeps it to the end.
 //! 3. [`path`] puts the path into its one form, [`route_match`] finds the route, or 404, or 405.
-//! 4. [`headers`] makes the client's head the endpoint's.
+//! 4. [`headers`] makes the client's head the endpoint's; the route's policies run, in [`policy`]'s order.
 //! 5. [`balance`] chooses the endpoint, [`pool`] lends a connection or opens one; [`forward`] sends, and decides
 //!    whether a failure may be met by sending again; [`upload`] streams the body.
 //! 6. The answer streams back ([`forward::AnswerBody`]); its connection returns to the pool.
@@ -18,6 +18,7 @@
 
 mod alarm;
 mod balance;
+mod client_address;
 mod connection;
 mod error;
 mod figures;
@@ -27,6 +28,7 @@ mod headers;
 mod http;
 mod listener;
 mod path;
+mod policy;
 mod pool;
 mod record;
 mod route_match;

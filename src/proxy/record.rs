@@ -7,6 +7,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    net::IpAddr,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -15,14 +16,16 @@ use std::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts};
 
 use super::{
+    client_address::client_address,
     error::{ProxyError, Row},
     figures::{RouteFigures, method_label},
     headers::RequestId,
     http::Client,
     listener::ListenerState,
+    policy::Passed,
     worker::Worker,
 };
-use crate::telemetry::access_log::Entry;
+use crate::{config::document::IpNetwork, telemetry::access_log::Entry};
 
 /// What a request is counted as when its client left before the answer; nginx's number, for want of a standard.
 const CLIENT_LEFT: u16 = 499;
@@ -43,6 +46,10 @@ pub(super) struct Record {
     status: u16,
     reason: &'static str,
     response_bytes: u64,
+    /// Whose request it is, once somebody asked.
+    client_address: Option<IpAddr>,
+    /// None: the route has no policies.
+    pub(super) passed: Option<Box<Passed>>,
     /// None: there is no access log.
     journey: Option<Rc<Journey>>,
 }
@@ -84,6 +91,8 @@ impl Record {
             status: CLIENT_LEFT,
             reason: CLIENT_LEFT_REASON,
             response_bytes: 0,
+            client_address: None,
+            passed: None,
             journey,
         }
     }
@@ -91,6 +100,19 @@ impl Record {
     /// Whose request it is.
     pub(super) fn client(&self) -> &Rc<Client> {
         &self.client
+    }
+
+    /// The client's address, worked out once.
+    pub(super) fn client_address(&mut self, headers: &HeaderMap, trusted: &[IpNetwork]) -> IpAddr {
+        let peer = self.client.address;
+        *self.client_address.get_or_insert_with(|| client_address(headers, peer, trusted))
+    }
+
+    /// What the route's policies do to the head of the answer, whoever gave it.
+    pub(super) fn finish(&self, headers: &mut HeaderMap) {
+        if let Some(passed) = &self.passed {
+            passed.finish(headers);
+        }
     }
 
     /// For notes on the way.

@@ -14,7 +14,7 @@ use std::{
 
 use tracing::warn;
 
-use super::route_match::RouteIndex;
+use super::{policy::RoutePolicies, route_match::RouteIndex};
 use crate::config::document::{
     Balance, Document, Endpoint, IpNetwork, Limits, Listener, Pool, Route, Service, Timeouts,
 };
@@ -52,6 +52,8 @@ pub(super) struct CompiledRoute {
     pub(super) upstream: usize,
     pub(super) allow_encoded_slash: bool,
     pub(super) timeout: Option<Duration>,
+    /// None costs a request nothing.
+    pub(super) policies: Option<Arc<RoutePolicies>>,
 }
 
 /// A service's endpoints and settings, as every worker lives them.
@@ -201,6 +203,7 @@ impl Routing {
                 upstream: *upstream,
                 allow_encoded_slash: route.allow_encoded_slash,
                 timeout: route.timeout,
+                policies: RoutePolicies::compile(document, route),
             });
         }
         Ok(Routing {

@@ -9,6 +9,7 @@ mod bad_input;
 mod cli;
 mod config_apply;
 mod harness;
+mod policies;
 mod proxy_http;
 mod proxy_lifecycle;
 mod proxy_upstream;

@@ -352,6 +352,7 @@ pub fn route(name: &str, path: PathPattern, methods: &[&str]) -> Route {
         matches: Match { path, methods, ..Match::default() },
         service: "service".to_owned(),
         allow_encoded_slash: false,
+        policies: Vec::new(),
         timeout: None,
     }
 }

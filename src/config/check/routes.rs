@@ -10,18 +10,20 @@ use regex_automata::MatchKind;
 use super::{
     super::{
         address,
-        document::{HostPattern, Listener, Match, PathPattern, Route, Service, Wanted},
+        document::{HostPattern, Listener, Match, PathPattern, Policy, Route, Service, Wanted},
         field::{Field, Keys, Section},
         path_regex,
         problem::shown,
         yaml,
     },
-    accept, timeout,
+    accept,
+    policies::route_policies,
+    timeout,
 };
 
 pub(super) const ROUTE: Keys = Keys {
-    known: &["name", "listeners", "match", "service", "allow_encoded_slash", "timeout"],
-    later: &["split", "redirect", "respond", "mirror", "policies", "retries"],
+    known: &["name", "listeners", "match", "service", "policies", "allow_encoded_slash", "timeout"],
+    later: &["split", "redirect", "respond", "mirror", "retries"],
 };
 pub(super) const MATCH: Keys =
     Keys { known: &["host", "path", "path_prefix", "path_regex", "methods", "headers", "query"], later: &[] };
@@ -34,6 +36,7 @@ pub(super) fn routes(
     top: &Section<'_>,
     listeners: &BTreeMap<String, Listener>,
     services: &BTreeMap<String, Service>,
+    policies: &BTreeMap<String, Policy>,
 ) -> Vec<Route> {
     let Some(field) = top.get("routes") else { return Vec::new() };
     let items = field.list("routes").unwrap_or_default();
@@ -48,7 +51,7 @@ pub(super) fn routes(
     for item in items {
         let before = item.report.len();
         let Some(section) = item.section(ROUTE) else { continue };
-        let route = route(&section, listeners, services);
+        let route = route(&section, listeners, services, policies);
         let line = item.node.place.line;
         if let Some(line) = route.name.as_ref().and_then(|name| names.insert(name.clone(), line)) {
             let problem = format!("another route has this name, on line {line}");
@@ -75,6 +78,7 @@ struct PartialRoute {
     matches: Match,
     service: Option<String>,
     allow_encoded_slash: bool,
+    policies: Vec<String>,
     timeout: Option<Duration>,
 }
 
@@ -85,6 +89,7 @@ fn whole(route: PartialRoute) -> Option<Route> {
         matches: route.matches,
         service: route.service?,
         allow_encoded_slash: route.allow_encoded_slash,
+        policies: route.policies,
         timeout: route.timeout,
     })
 }
@@ -93,6 +98,7 @@ fn route(
     section: &Section<'_>,
     listeners: &BTreeMap<String, Listener>,
     services: &BTreeMap<String, Service>,
+    policies: &BTreeMap<String, Policy>,
 ) -> PartialRoute {
     let name = match section.get("name") {
         Some(field) => field.name().map(str::to_owned),
@@ -114,6 +120,7 @@ fn route(
             .unwrap_or_default(),
         service: route_service(section, services),
         allow_encoded_slash,
+        policies: section.get("policies").map(|field| route_policies(field, policies)).unwrap_or_default(),
         timeout: section.get("timeout").and_then(timeout),
     }
 }

@@ -15,6 +15,8 @@ pub struct Route {
     pub service: String,
     /// Whether a path with an encoded slash is taken; otherwise it is refused.
     pub allow_encoded_slash: bool,
+    /// Names of policies; the data plane has its own order for what they do.
+    pub policies: Vec<String>,
     /// Bounds the whole of a request up to the answer's head; overrides the service's `timeouts.request`.
     pub timeout: Option<Duration>,
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::{
     super::document::{HostPattern, Match, PathPattern, Pool, Timeouts},
     listeners::LISTENER,
+    policies::{HEADER_EDIT, POLICY},
     routes::{MATCH, ROUTE},
     services::{ENDPOINT, POOL, SERVICE, TIMEOUTS},
     *,
@@ -119,7 +120,7 @@ fn the_examples_are_valid() {
 #[test]
 fn every_key_is_in_the_documentation() {
     let page = include_str!("../../../docs/configuration.md");
-    let keys = [TOP, LISTENER, SERVICE, ENDPOINT, TIMEOUTS, POOL, ROUTE, MATCH, LIMITS];
+    let keys = [TOP, LISTENER, SERVICE, ENDPOINT, TIMEOUTS, POOL, ROUTE, MATCH, POLICY, HEADER_EDIT, LIMITS];
     let mentions = |key: &str| {
         page.match_indices(key).any(|(at, _)| {
             let before = page[..at].ends_with(['`', '.']);
@@ -147,11 +148,11 @@ fn an_empty_document_is_refused_with_an_example() {
     }
     check(
         "[]",
-        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `trusted_proxies` and `limits`, found a list",
+        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `policies`, `trusted_proxies` and `limits`, found a list",
     );
     check(
         "hello",
-        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `trusted_proxies` and `limits`, found `hello`",
+        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `policies`, `trusted_proxies` and `limits`, found `hello`",
     );
 }
 
@@ -160,7 +161,7 @@ fn unknown_keys_name_the_nearest_and_later_ones_say_so() {
     check("route: []", "f:1: route: unknown key `route` (did you mean `routes`?)");
     check(
         "zzz: 1",
-        "f:1: zzz: unknown key `zzz` (the keys here are `listeners`, `services`, `routes`, `trusted_proxies` and `limits`)",
+        "f:1: zzz: unknown key `zzz` (the keys here are `listeners`, `services`, `routes`, `policies`, `trusted_proxies` and `limits`)",
     );
     check(
         "services: { a: { time-outs: {} } }",
@@ -354,7 +355,7 @@ fn routes_are_named_once_and_name_what_is_declared() {
          f:6: routes[2].name: another route has this name, on line 5 (give each route a name of its own)
          f:6: routes[2].listeners: the list is empty, so the route could not be reached (leave `listeners` out for every listener, or name one)
          f:7: routes[3].service: there is no service `payments` (declare it under `services`: `payments: {}` is enough, instances registered under that name join it)
-         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service`, `allow_encoded_slash` and `timeout`, found the number 7",
+         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service`, `policies`, `allow_encoded_slash` and `timeout`, found the number 7",
     );
     check(
         "listeners: {}\nservices: { a: {} }\nroutes: [{ name: r, service: a }, { name: s }]",

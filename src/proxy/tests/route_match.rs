@@ -61,6 +61,7 @@ fn route(written: &Written) -> Route {
             query: conditions(written.query),
         },
         service: String::new(),
+        policies: Vec::new(),
         allow_encoded_slash: false,
         timeout: None,
     }
