@@ -4,17 +4,10 @@
 //     k6 run k6/smoke.js        see k6/README.md
 
 import http from 'k6/http';
-import { check, fail, sleep } from 'k6';
+import { check, sleep } from 'k6';
 import exec from 'k6/execution';
+import { ADMIN, answered, ready, request, WEB } from './lib/cluster.js';
 
-const urls = (name, fallback) => (__ENV[name] || fallback).split(',').map((url) => url.trim().replace(/\/$/, ''));
-const WEB = urls('BASE_URLS', 'http://127.0.0.1:8081,http://127.0.0.1:8082,http://127.0.0.1:8083');
-const ADMIN = urls('ADMIN_URLS', 'http://127.0.0.1:7071,http://127.0.0.1:7072,http://127.0.0.1:7073');
-
-// The sample services of `gogate dev` and of docker-compose.yml, each at a path of its name.
-const SERVICES = ['hello', 'time'];
-
-const READY_SECONDS = 30;
 const ROUTED_SECONDS = 2;
 const JSON_BODY = { headers: { 'Content-Type': 'application/json' } };
 
@@ -32,25 +25,13 @@ export const options = {
   },
 };
 
-// Which statuses count as a request that did not fail.
-const answered = (...statuses) => ({ responseCallback: http.expectedStatuses(...statuses) });
-
 export function setup() {
-  for (const admin of ADMIN) {
-    const deadline = Date.now() + READY_SECONDS * 1000;
-    while (http.get(`${admin}/readyz`, answered(0, 200, 503)).status !== 200) {
-      if (Date.now() > deadline) fail(`${admin} is not ready after ${READY_SECONDS} s`);
-      sleep(0.25);
-    }
-  }
+  ready();
 }
 
 // Requests through each node in turn, to each service.
 export function traffic() {
-  const n = exec.scenario.iterationInTest;
-  const service = SERVICES[n % SERVICES.length];
-  const response = http.get(`${WEB[n % WEB.length]}/${service}`, { tags: { name: service } });
-  check(response, { 'a request through any node is answered': (r) => r.status === 200 });
+  check(request(exec.scenario.iterationInTest), { 'a request through any node is answered': (r) => r.status === 200 });
 }
 
 // What is registered at one node is known at the next and may be removed at a third.

@@ -1,0 +1,43 @@
+// Many clients that keep their connections and ask once a second: none is refused, none is closed under its client.
+//
+//     k6 run k6/connections.js  see k6/README.md
+
+import { check, sleep } from 'k6';
+import exec from 'k6/execution';
+import { Counter } from 'k6/metrics';
+import { number, ready, request } from './lib/cluster.js';
+
+const CLIENTS = number('CLIENTS', 600);
+const DURATION = `${number('DURATION_S', 30)}s`;
+const P95_MS = number('P95_MS', 200);
+
+// A client that had a connection needed a new one.
+const reconnects = new Counter('reconnects');
+
+export const options = {
+  scenarios: {
+    clients: { executor: 'constant-vus', vus: CLIENTS, duration: DURATION, gracefulStop: '5s' },
+  },
+  thresholds: {
+    checks: ['rate==1'],
+    http_req_failed: ['rate==0'],
+    'http_req_duration{scenario:clients}': [`p(95)<${P95_MS}`],
+    reconnects: ['count==0'],
+  },
+};
+
+export function setup() {
+  ready();
+}
+
+let asked = 0;
+
+export default function () {
+  // A client stays with one node. The first requests are spread over a second.
+  if (asked === 0) sleep(Math.random());
+  const response = request(exec.vu.idInTest);
+  check(response, { 'a request is answered': (r) => r.status === 200 });
+  reconnects.add(asked > 0 && response.timings.connecting > 0 ? 1 : 0);
+  asked += 1;
+  sleep(1);
+}
