@@ -10,11 +10,11 @@ mod policies;
 mod routes;
 mod services;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     address,
-    document::{Document, IpNetwork, Limits},
+    document::{Document, IpNetwork, Limits, Service},
     field::{self, Field, Keys, Section},
     problem::{Problem, Report},
     yaml,
@@ -66,8 +66,8 @@ pub fn document(text: &str) -> Result<Document, Vec<Problem>> {
 }
 
 fn read(top: &Section<'_>) -> Document {
-    let listeners = listeners::listeners(top);
     let services = services::services(top);
+    let listeners = listeners::listeners(top, &services);
     let policies = policies::policies(top);
     let routes = routes::routes(top, &listeners, &services, &policies);
     let (trusted_proxies, limits) = (trusted_proxies(top), limits(top));
@@ -77,6 +77,22 @@ fn read(top: &Section<'_>) -> Document {
 /// A value that was judged elsewhere, its refusal reported here.
 fn accept<T>(field: &Field<'_>, result: Result<T, address::Refusal>) -> Option<T> {
     result.map_err(|(problem, suggestion)| field.problem(problem, suggestion)).ok()
+}
+
+/// The name of a declared service.
+fn service_name(field: &Field<'_>, declared: &BTreeMap<String, Service>) -> Option<String> {
+    let name = field.name()?;
+    if declared.contains_key(name) {
+        return Some(name.to_owned());
+    }
+    let suggestion = match field.report.nearest(name, declared.keys().map(String::as_str)) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!(
+            "declare it under `services`: `{name}: {{}}` is enough, instances registered under that name join it"
+        ),
+    };
+    field.problem(format!("there is no service `{name}`"), Some(suggestion));
+    None
 }
 
 fn timeout(field: &Field<'_>) -> Option<Duration> {

@@ -13,7 +13,7 @@ mod service;
 use std::{collections::BTreeMap, time::Duration};
 
 pub use self::{
-    listener::Listener,
+    listener::{ConnectionRate, Listener, Protocol},
     policy::{HeaderEdit, Policy, PolicyKind},
     route::{HostPattern, Match, PathPattern, Route, Wanted},
     service::{Balance, Endpoint, Pool, Service, Timeouts},

@@ -104,7 +104,7 @@ impl<'a> Field<'a> {
     }
 
     /// The pairs of a mapping; keys that occur twice, merge keys and keys that are not text are reported.
-    fn pairs(&self, expected: &str) -> Option<Vec<(&'a str, Place, Field<'a>)>> {
+    pub fn pairs(&self, expected: &str) -> Option<Vec<(&'a str, Place, Field<'a>)>> {
         let Value::Map(pairs) = &self.node.value else {
             self.unexpected(expected);
             return None;

@@ -10,7 +10,7 @@ use gogate_cluster::state::Registry;
 use crate::{
     config::{
         Problem, check,
-        document::{Document, Endpoint},
+        document::{Document, Endpoint, Listener},
     },
     proxy::RoutingTable,
 };
@@ -35,12 +35,13 @@ fn endpoints(registry: &Registry, name: &str) -> Vec<Endpoint> {
     weights.into_iter().map(endpoint).collect()
 }
 
-/// The services that requests may be sent to: those declared, and those that a route names and that live by
-/// registration alone.
+/// The services that anything may be sent to: those declared, and those that a route or a listener names and that
+/// live by registration alone.
 #[must_use]
 pub fn services(document: &Document) -> BTreeSet<String> {
     let routed = document.routes.iter().map(|route| &route.service);
-    document.services.keys().chain(routed).cloned().collect()
+    let streamed = document.listeners.values().flat_map(Listener::services);
+    document.services.keys().chain(routed).chain(streamed).cloned().collect()
 }
 
 /// Everything for which `content` could not run on any node. A large document takes long: not on a thread that

@@ -6,12 +6,14 @@
 //! one valid note in a wheel of ticks, at its deadline or at most [`SPAN`] ahead; one whose deadline moved on
 //! meanwhile is noted again. So an idle connection costs a look every [`SPAN`], not one at every tick.
 //! Invariant: an alarm never rings early and at most two ticks late. Neighbours: `worker` owns the [`Alarms`] and
-//! ticks, `http`, `stream` and `forward` set and ask.
+//! ticks, `http`, `stream`, `forward`, `tcp` and `relay` set and ask.
 
 use std::{
     cell::{Cell, RefCell},
+    future::{Future, poll_fn},
+    pin::pin,
     rc::{Rc, Weak},
-    task::Waker,
+    task::{Poll, Waker},
     time::{Duration, Instant},
 };
 
@@ -97,6 +99,20 @@ impl Alarm {
     /// Whether the deadline has passed.
     pub(super) fn rang(&self) -> bool {
         self.rang.get()
+    }
+
+    /// Waits for `work`, on whose task the alarm rings, until the deadline; none: it passed.
+    pub(super) async fn limit<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        poll_fn(|cx| {
+            self.belongs_to(cx.waker());
+            match work.as_mut().poll(cx) {
+                Poll::Ready(done) => Poll::Ready(Some(done)),
+                Poll::Pending if self.rang() => Poll::Ready(None),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
     }
 
     /// Wakes the task that the alarm belongs to.

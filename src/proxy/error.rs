@@ -47,6 +47,18 @@ pub(super) enum ProxyError {
     PoolOverload,
     /// This node has as many client connections as it may.
     TooManyConnections,
+    /// This listener has as many connections as it may.
+    ListenerFull,
+    /// The client opens connections faster than the listener allows.
+    ConnectionRate,
+    /// A trusted proxy did not begin with a PROXY header.
+    ProxyHeader,
+    /// A listener for TLS was sent something else.
+    NotTls,
+    /// A listener for TLS has no service for the name that the client asks for.
+    NoServerName,
+    /// Nothing moved on a stream for too long.
+    StreamIdle,
 }
 
 /// Who failed.
@@ -184,6 +196,51 @@ impl ProxyError {
                 "connection_limit_reached",
                 Gateway,
                 "this node has as many connections as limits.connections allows",
+            )),
+            Self::ListenerFull => closing(row(
+                503,
+                "listener_full",
+                "connection_limit_reached",
+                Gateway,
+                "this listener has as many connections as its document allows",
+            )),
+            Self::ConnectionRate => closing(Row {
+                retry_after: true,
+                ..row(
+                    429,
+                    "connection_rate",
+                    "connection_limit_reached",
+                    Client,
+                    "this address opens connections too fast",
+                )
+            }),
+            Self::ProxyHeader => closing(row(
+                400,
+                "proxy_header",
+                "http_request_error",
+                Client,
+                "the connection does not begin with a PROXY header",
+            )),
+            Self::NotTls => closing(row(
+                400,
+                "not_tls",
+                "tls_protocol_error",
+                Client,
+                "the connection does not begin with a TLS ClientHello",
+            )),
+            Self::NoServerName => closing(row(
+                421,
+                "no_server_name",
+                "destination_not_found",
+                Client,
+                "no service has the name that the TLS client asks for",
+            )),
+            Self::StreamIdle => closing(row(
+                408,
+                "stream_idle",
+                "connection_timeout",
+                Client,
+                "nothing moved on the connection for too long",
             )),
         }
     }

@@ -339,7 +339,7 @@ async fn exchange(
     let timeouts = &upstream.plan.timeouts;
     let answer_within = route.timeout.unwrap_or(timeouts.request);
     client.alarm.set_ceiling(route.timeout.map(|timeout| record.started + timeout));
-    let trusted = routing.trusted_proxies.iter().any(|network| network.contains(client.address));
+    let trusted = view.table.trusts(client.address);
     headers::prepare_request(&mut parts.headers, &client.peer, request_id, trusted, host.as_ref());
     match host {
         Some(host) if parts.uri.authority().is_some() => drop(parts.headers.insert(header::HOST, host)),

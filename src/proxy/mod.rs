@@ -15,11 +15,20 @@
 //! 6. The answer streams back ([`forward::AnswerBody`]); its connection returns to the pool.
 //! 7. A failure at any step is one [`error::ProxyError`], and [`error`] alone makes it an answer.
 //! 8. [`record`] has [`figures`] count the request when its body is gone, and the access log take its line.
+//!
+//! The life of a stream, on a listener that is not for HTTP:
+//! 1. [`listener`] accepts as above, and reads the PROXY header where there is to be one ([`proxy_protocol`]).
+//! 2. [`tcp`] finds the service: the listener's, or the one of the name that a TLS client asks for
+//!    ([`client_hello`]).
+//! 3. [`balance`] chooses the endpoint; another one is tried while nothing was sent.
+//! 4. [`relay`] copies both ways until both have ended; a new table changes nothing for it.
 
 mod alarm;
 mod balance;
 mod client_address;
+mod client_hello;
 mod connection;
+mod connection_rate;
 mod error;
 mod figures;
 mod forward;
@@ -30,10 +39,13 @@ mod listener;
 mod path;
 mod policy;
 mod pool;
+mod proxy_protocol;
 mod record;
+mod relay;
 mod route_match;
 mod stream;
 mod table;
+mod tcp;
 mod upload;
 mod upstream;
 mod worker;
@@ -52,7 +64,10 @@ use std::{
 use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
-use self::worker::{Command, Shared, WorkerHandle};
+use self::{
+    listener::NodeListener,
+    worker::{Command, Shared, WorkerHandle},
+};
 use crate::telemetry::{access_log, metrics::Traffic};
 
 pub use self::table::{CompileError, RoutingTable};
@@ -106,7 +121,7 @@ struct OpenListener {
     id: u64,
     name: Arc<str>,
     requested: SocketAddr,
-    actual: SocketAddr,
+    node: Arc<NodeListener>,
 }
 
 /// What it takes to go from the open listeners to a table's.
@@ -157,7 +172,7 @@ impl Proxy {
         for (number, worker) in self.workers.iter().enumerate() {
             let new = plan.new.iter_mut().filter_map(|(listener, sockets)| {
                 let socket = sockets.pop()?;
-                Some((listener.id, Arc::clone(&listener.name), listener.actual, socket))
+                Some((listener.id, Arc::clone(&listener.name), Arc::clone(&listener.node), socket))
             });
             let commands = [
                 Command::Rename(plan.renamed.clone()),
@@ -184,7 +199,10 @@ impl Proxy {
     /// The addresses that listeners are really bound to, by name.
     #[must_use]
     pub fn addresses(&self) -> BTreeMap<String, SocketAddr> {
-        self.open_listeners().iter().map(|listener| (listener.name.to_string(), listener.actual)).collect()
+        self.open_listeners()
+            .iter()
+            .map(|listener| (listener.name.to_string(), listener.node.address))
+            .collect()
     }
 
     /// The workers' figures, added up, as Prometheus families.
@@ -273,7 +291,8 @@ impl Proxy {
             let (actual, sockets) = listener::open(address, self.workers.len())
                 .map_err(|error| PublishError { listener: name.clone(), address, reason: reason(&error) })?;
             let id = self.next_listener.fetch_add(1, Ordering::Relaxed) as u64;
-            let listener = OpenListener { id, name: name_shared, requested: address, actual };
+            let node = Arc::new(NodeListener::new(actual));
+            let listener = OpenListener { id, name: name_shared, requested: address, node };
             plan.next.push(listener.clone());
             plan.new.push((listener, sockets));
         }

@@ -40,7 +40,13 @@ pub(super) struct Pool {
     /// Idle or lent.
     open: Cell<usize>,
     waiters: RefCell<VecDeque<Rc<Waiter>>>,
+    /// Connections that are not HTTP's.
+    streams: Cell<usize>,
 }
+
+/// The right to one stream to the endpoint.
+#[derive(Debug)]
+pub(super) struct StreamPlace(Rc<Pool>);
 
 /// The right to one connection, and the connection once there is one. Dropped with it, the connection is closed.
 #[derive(Debug)]
@@ -69,7 +75,13 @@ struct Waiting {
 
 impl Pool {
     pub(super) fn new(target: Target) -> Rc<Self> {
-        Rc::new(Self { target, idle: RefCell::default(), open: Cell::new(0), waiters: RefCell::default() })
+        Rc::new(Self {
+            target,
+            idle: RefCell::default(),
+            open: Cell::new(0),
+            waiters: RefCell::default(),
+            streams: Cell::new(0),
+        })
     }
 
     /// A lease with an idle connection, if there is a live one.
@@ -114,6 +126,16 @@ impl Pool {
         .await
     }
 
+    /// The right to one more stream, if there may be one more.
+    pub(super) fn stream(self: &Rc<Self>, bounds: &Bounds) -> Option<StreamPlace> {
+        let streams = self.streams.get();
+        if streams >= bounds.max_streams {
+            return None;
+        }
+        self.streams.set(streams + 1);
+        Some(StreamPlace(Rc::clone(self)))
+    }
+
     /// Closes idle connections that the endpoint closed, that nobody used for `idle_timeout`, or that are
     /// beyond `max_idle` and of no use lately.
     pub(super) fn sweep(&self, bounds: &Bounds, now: Instant) {
@@ -132,7 +154,7 @@ impl Pool {
     /// Connections in use and idle ones.
     pub(super) fn counts(&self) -> (usize, usize) {
         let idle = self.idle.borrow().len();
-        (self.open.get() - idle, idle)
+        (self.open.get() - idle + self.streams.get(), idle)
     }
 
     /// Gives a place that came free to the first that waits; whether anyone did.
@@ -192,6 +214,14 @@ impl Drop for Lease {
         if self.pool.hand_over(None, self.reusable).is_err() {
             self.pool.open.set(self.pool.open.get() - 1);
         }
+    }
+}
+
+// === impl StreamPlace ===
+
+impl Drop for StreamPlace {
+    fn drop(&mut self) {
+        self.0.streams.set(self.0.streams.get() - 1);
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -16,7 +16,8 @@ use tracing::warn;
 
 use super::{policy::RoutePolicies, route_match::RouteIndex};
 use crate::config::document::{
-    Balance, Document, Endpoint, IpNetwork, Limits, Listener, Pool, Route, Service, Timeouts,
+    Balance, ConnectionRate, Document, Endpoint, HostPattern, IpNetwork, Limits, Listener, Pool, Protocol,
+    Route, Service, Timeouts,
 };
 
 /// Where every request goes.
@@ -29,19 +30,53 @@ pub struct RoutingTable {
     pub(super) upstreams: Vec<Arc<Upstream>>,
     /// By the number of the open listener: a listener takes its new name in the same swap as its routes.
     indexes: Arc<HashMap<u64, Arc<RouteIndex>>>,
+    /// By the number of the open listener, too.
+    served: Arc<HashMap<u64, Arc<CompiledListener>>>,
 }
 
 /// The part of a table that only a document changes.
 #[derive(Debug, Default)]
 pub(super) struct Routing {
     pub(super) listeners: BTreeMap<String, Listener>,
-    /// By listener name.
+    /// By listener name; those for HTTP.
     indexes: HashMap<Box<str>, Arc<RouteIndex>>,
+    /// By listener name.
+    compiled: HashMap<Box<str>, Arc<CompiledListener>>,
     pub(super) routes: Vec<CompiledRoute>,
     pub(super) trusted_proxies: Vec<IpNetwork>,
     pub(super) limits: Arc<Limits>,
     /// Service name → its place in the table's upstreams.
     services: HashMap<Arc<str>, usize>,
+}
+
+/// A listener as its new connections use it.
+#[derive(Debug)]
+pub(super) struct CompiledListener {
+    pub(super) destination: Destination,
+    pub(super) proxy_protocol: bool,
+    pub(super) connections_max: usize,
+    pub(super) rate: Option<ConnectionRate>,
+    /// None: what the service says.
+    pub(super) idle: Option<Duration>,
+}
+
+/// Where a listener's connections go; numbers are places in the table's upstreams.
+#[derive(Debug)]
+pub(super) enum Destination {
+    /// Where the routes say.
+    Routes,
+    Service(usize),
+    /// By the name that a TLS client asks for.
+    Names(ServerNames),
+}
+
+/// Names that TLS clients ask for.
+#[derive(Debug, Default)]
+pub(super) struct ServerNames {
+    exact: HashMap<Box<str>, usize>,
+    /// Without their `*.`.
+    wildcards: HashMap<Box<str>, usize>,
+    fallback: Option<usize>,
 }
 
 /// A route as requests use it.
@@ -125,7 +160,8 @@ impl RoutingTable {
         let mut services = HashMap::new();
         let undeclared = Service::default();
         let routed = document.routes.iter().map(|route| &route.service);
-        for name in document.services.keys().chain(routed) {
+        let streamed = document.listeners.values().flat_map(Listener::services);
+        for name in document.services.keys().chain(routed).chain(streamed) {
             if services.contains_key(name.as_str()) {
                 continue;
             }
@@ -136,7 +172,13 @@ impl RoutingTable {
             upstreams.push(previous.carry_over(upstream));
         }
         let routing = Routing::new(document, services)?;
-        Ok(RoutingTable { version, routing: Arc::new(routing), upstreams, indexes: Arc::default() })
+        Ok(RoutingTable {
+            version,
+            routing: Arc::new(routing),
+            upstreams,
+            indexes: Arc::default(),
+            served: Arc::default(),
+        })
     }
 
     /// The same table with other registered instances for one service; a service that no route uses
@@ -164,13 +206,27 @@ impl RoutingTable {
 
     /// Says which open listeners, by number and name, the table serves.
     pub(super) fn serve<'a>(&mut self, listeners: impl Iterator<Item = (u64, &'a str)>) {
-        let index = |(id, name)| Some((id, Arc::clone(self.routing.indexes.get(name)?)));
-        self.indexes = Arc::new(listeners.filter_map(index).collect());
+        let (mut indexes, mut served) = (HashMap::new(), HashMap::new());
+        for (id, name) in listeners {
+            indexes.extend(self.routing.indexes.get(name).map(|index| (id, Arc::clone(index))));
+            served.extend(self.routing.compiled.get(name).map(|listener| (id, Arc::clone(listener))));
+        }
+        (self.indexes, self.served) = (Arc::new(indexes), Arc::new(served));
+    }
+
+    /// What an open listener does with new connections; none: the table no longer has it.
+    pub(super) fn listener(&self, listener: u64) -> Option<&Arc<CompiledListener>> {
+        self.served.get(&listener)
     }
 
     /// The routes of an open listener.
     pub(super) fn index(&self, listener: u64) -> Option<&RouteIndex> {
         self.indexes.get(&listener).map(|index| &**index)
+    }
+
+    /// Whether what `peer` says about its client is believed.
+    pub(super) fn trusts(&self, peer: IpAddr) -> bool {
+        self.routing.trusted_proxies.iter().any(|network| network.contains(peer))
     }
 
     fn carry_over(&self, upstream: Upstream) -> Arc<Upstream> {
@@ -209,6 +265,13 @@ impl Routing {
         Ok(Routing {
             listeners: document.listeners.clone(),
             indexes: Self::indexes(document)?,
+            compiled: document
+                .listeners
+                .iter()
+                .map(|(name, listener)| {
+                    (name.as_str().into(), Arc::new(CompiledListener::new(listener, &services)))
+                })
+                .collect(),
             routes,
             trusted_proxies: document.trusted_proxies.clone(),
             limits: Arc::new(document.limits.clone()),
@@ -223,7 +286,8 @@ impl Routing {
         };
         let mut shared: Option<Arc<RouteIndex>> = None;
         let mut indexes = HashMap::new();
-        for listener in document.listeners.keys() {
+        let http = document.listeners.iter().filter(|(_, listener)| listener.is_http());
+        for (listener, _) in http {
             let named = document.routes.iter().any(|route| route.listeners.contains(listener));
             let index = match &shared {
                 Some(shared) if !named => Arc::clone(shared),
@@ -238,6 +302,56 @@ impl Routing {
             indexes.insert(listener.as_str().into(), index);
         }
         Ok(indexes)
+    }
+}
+
+// === impl CompiledListener, ServerNames ===
+
+impl CompiledListener {
+    fn new(listener: &Listener, services: &HashMap<Arc<str>, usize>) -> Self {
+        let place = |service: &str| {
+            *services.get(service).expect("compile gave every service that a listener names an upstream")
+        };
+        let destination = match &listener.protocol {
+            Protocol::Http => Destination::Routes,
+            Protocol::Tcp { service } => Destination::Service(place(service)),
+            Protocol::TlsPassthrough { sni, service } => {
+                let fallback = service.as_deref().map(place);
+                let mut names = ServerNames { fallback, ..ServerNames::default() };
+                for (pattern, service) in sni {
+                    match pattern {
+                        HostPattern::Any => names.fallback = Some(place(service)),
+                        HostPattern::Exact(name) => {
+                            names.exact.insert(name.as_str().into(), place(service));
+                        }
+                        HostPattern::Wildcard(name) => {
+                            names.wildcards.insert(name.as_str().into(), place(service));
+                        }
+                    }
+                }
+                Destination::Names(names)
+            }
+        };
+        Self {
+            destination,
+            proxy_protocol: listener.proxy_protocol,
+            connections_max: listener.connections.unwrap_or(usize::MAX),
+            rate: listener.connection_rate,
+            idle: listener.idle_timeout,
+        }
+    }
+}
+
+impl ServerNames {
+    /// Where a client that asks for `name` goes: the exact name first, then the longest wildcard.
+    pub(super) fn find(&self, name: Option<&str>) -> Option<usize> {
+        let Some(name) = name else { return self.fallback };
+        if let Some(place) = self.exact.get(name) {
+            return Some(*place);
+        }
+        let parents = name.match_indices('.').map(|(dot, _)| &name[dot + 1..]);
+        let wildcard = parents.filter_map(|parent| self.wildcards.get(parent)).next();
+        wildcard.copied().or(self.fallback)
     }
 }
 

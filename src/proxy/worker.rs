@@ -10,7 +10,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
     io,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::TcpListener as StdListener,
     rc::Rc,
     sync::{Arc, atomic::AtomicUsize},
     time::Instant,
@@ -26,7 +26,8 @@ use tokio::{
 use super::{
     alarm::{Alarms, TICK},
     figures::{Figures, RouteFigures},
-    listener::{self, ListenerState},
+    listener::{self, ListenerState, NodeListener},
+    relay::Copying,
     table::RoutingTable,
     upstream::View,
 };
@@ -53,6 +54,7 @@ pub(super) struct Worker {
     pub(super) figures: Figures,
     /// None: requests are not logged.
     pub(super) access_log: Option<access_log::Lines>,
+    pub(super) copying: Copying,
     /// Requests that no route took.
     pub(super) unrouted: Rc<RouteFigures>,
     /// Where small writes are put together; empty between two of them.
@@ -76,7 +78,7 @@ struct Accepting {
 #[derive(Debug)]
 pub(super) enum Command {
     /// Accept on these.
-    Open(Vec<(u64, Arc<str>, SocketAddr, StdListener)>),
+    Open(Vec<(u64, Arc<str>, Arc<NodeListener>, StdListener)>),
     /// These have other names now.
     Rename(Vec<(u64, Arc<str>)>),
     /// Stop accepting on these.
@@ -179,6 +181,7 @@ impl Worker {
             alarms: Alarms::new(),
             figures: Figures::default(),
             access_log: access_log.map(access_log::Handle::lines),
+            copying: Copying::new(),
             unrouted: Rc::new(RouteFigures::new(&nobody, &nobody)),
             scratch: RefCell::default(),
             view: RefCell::new(Rc::new(view)),
@@ -219,8 +222,8 @@ impl Worker {
     fn obey(self: &Rc<Self>, command: Command) {
         match command {
             Command::Open(sockets) => {
-                for (id, name, address, socket) in sockets {
-                    self.open(id, name, address, socket);
+                for (id, name, node, socket) in sockets {
+                    self.open(id, name, node, socket);
                 }
             }
             Command::Rename(names) => {
@@ -249,13 +252,13 @@ impl Worker {
         }
     }
 
-    fn open(self: &Rc<Self>, id: u64, name: Arc<str>, address: SocketAddr, socket: StdListener) {
+    fn open(self: &Rc<Self>, id: u64, name: Arc<str>, node: Arc<NodeListener>, socket: StdListener) {
         let socket = match TcpListener::from_std(socket) {
             Ok(socket) => socket,
             // The other workers' sockets share the port.
             Err(error) => return tracing::error!(listener = %name, %error, "a worker cannot accept"),
         };
-        let state = ListenerState::new(id, name, address);
+        let state = ListenerState::new(id, name, node);
         let (stop, stopped) = oneshot::channel();
         let accept = listener::accept(Rc::clone(self), Rc::clone(&state), socket, stopped);
         tokio::task::spawn_local(accept);
@@ -307,6 +310,8 @@ impl Worker {
             let sum = traffic.connections.entry(Arc::clone(&listener.state.name.borrow())).or_default();
             sum.total += total;
             sum.active += active;
+            sum.stream_bytes_in += listener.state.bytes_in.get();
+            sum.stream_bytes_out += listener.state.bytes_out.get();
         }
         traffic
     }

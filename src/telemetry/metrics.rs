@@ -26,6 +26,8 @@ pub const REQUEST_DURATION_SECONDS: &str = "gogate_request_duration_seconds";
 pub const REQUEST_BYTES_TOTAL: &str = "gogate_request_bytes_total";
 /// Bytes of response bodies.
 pub const RESPONSE_BYTES_TOTAL: &str = "gogate_response_bytes_total";
+/// Bytes of TCP streams and of upgraded connections; by listener and direction (`in`: from clients, `out`: to them).
+pub const STREAM_BYTES_TOTAL: &str = "gogate_stream_bytes_total";
 /// Connections to endpoints; by service and state (`active`, `idle`).
 pub const UPSTREAM_CONNECTIONS: &str = "gogate_upstream_connections";
 /// Whether an endpoint is healthy; by service and endpoint.
@@ -117,6 +119,10 @@ pub struct Connections {
     pub total: u64,
     /// Open now.
     pub active: u64,
+    /// Bytes of streams, from clients.
+    pub stream_bytes_in: u64,
+    /// Bytes of streams, to clients.
+    pub stream_bytes_out: u64,
 }
 
 /// Connections to one service's endpoints.
@@ -145,6 +151,8 @@ impl Traffic {
             let sum = self.connections.entry(Arc::clone(listener)).or_default();
             sum.total += more.total;
             sum.active += more.active;
+            sum.stream_bytes_in += more.stream_bytes_in;
+            sum.stream_bytes_out += more.stream_bytes_out;
         }
         for (labels, more) in &other.requests {
             *self.requests.entry(labels.clone()).or_default() += more;
@@ -210,6 +218,20 @@ impl Traffic {
             ),
             counter(REQUEST_BYTES_TOTAL, "bytes of request bodies", [(vec![], self.request_bytes)]),
             counter(RESPONSE_BYTES_TOTAL, "bytes of response bodies", [(vec![], self.response_bytes)]),
+            counter(
+                STREAM_BYTES_TOTAL,
+                "bytes of TCP streams and upgraded connections",
+                // A listener without streams has none.
+                listeners()
+                    .flat_map(|(name, count)| {
+                        [("in", count.stream_bytes_in), ("out", count.stream_bytes_out)].map(
+                            |(direction, bytes)| {
+                                (vec![("listener", &**name), ("direction", direction)], bytes)
+                            },
+                        )
+                    })
+                    .filter(|(_, bytes)| *bytes > 0),
+            ),
             gauge(
                 UPSTREAM_CONNECTIONS,
                 "connections to endpoints",
@@ -362,7 +384,7 @@ mod tests {
     fn workers_add_up_under_the_same_labels() {
         let mut one = Traffic::default();
         one.rejections.insert("no_route", 2);
-        one.connections.insert("web".into(), Connections { total: 3, active: 1 });
+        one.connections.insert("web".into(), Connections { total: 3, active: 1, ..Connections::default() });
         let mut sum = one.clone();
         sum.add(&one);
         let families = sum.families();

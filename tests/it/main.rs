@@ -14,6 +14,7 @@ mod proxy_http;
 mod proxy_lifecycle;
 mod proxy_upstream;
 mod routing;
+mod tcp;
 mod three_nodes;
 mod tidy;
 mod upstream;

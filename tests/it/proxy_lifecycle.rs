@@ -97,7 +97,7 @@ fn a_port_in_use_changes_nothing_and_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let other = Gateway::start(&document);
     for address in [taken.local_addr().unwrap(), other.address()] {
-        document.listeners.insert("extra".to_owned(), Listener { address });
+        document.listeners.insert("extra".to_owned(), Listener::http(address));
         let table = RoutingTable::compile(2, &document, &BTreeMap::new(), &gateway.proxy.table()).unwrap();
         let error = gateway.runtime.block_on(gateway.proxy.publish(table)).unwrap_err();
         assert_eq!((error.listener.as_str(), error.address), ("extra", address));
@@ -115,7 +115,7 @@ fn a_listener_that_a_table_adds_opens_and_one_that_it_drops_closes() {
     let address = gateway.address();
     let mut kept = gateway.client();
     assert_eq!(kept.get("/").status(), 200);
-    document.listeners.insert("extra".to_owned(), Listener { address: "127.0.0.1:0".parse().unwrap() });
+    document.listeners.insert("extra".to_owned(), Listener::http("127.0.0.1:0".parse().unwrap()));
     gateway.publish(&document);
     let extra = gateway.proxy.addresses()["extra"];
     assert_eq!(Peer::connect(extra).get("/").status(), 200);
@@ -133,7 +133,7 @@ fn a_listener_that_a_table_adds_opens_and_one_that_it_drops_closes() {
 fn routes_belong_to_their_listeners() {
     let upstream = Upstream::echo();
     let mut document = document(&[upstream.address]);
-    document.listeners.insert("inner".to_owned(), Listener { address: "127.0.0.1:0".parse().unwrap() });
+    document.listeners.insert("inner".to_owned(), Listener::http("127.0.0.1:0".parse().unwrap()));
     document.routes[0].listeners = vec!["inner".to_owned()];
     let gateway = Gateway::start(&document);
     assert_eq!(gateway.client().get("/").status(), 404);
@@ -177,7 +177,7 @@ fn a_listener_that_changes_its_name_only_never_stops_accepting() {
     let address = free_address();
     let mut documents = ["web", "front"].map(|name| {
         let mut document = document(&[upstream.address]);
-        document.listeners = [(name.to_owned(), Listener { address })].into();
+        document.listeners = [(name.to_owned(), Listener::http(address))].into();
         document.routes[0].listeners = vec![name.to_owned()];
         document
     });
@@ -216,7 +216,7 @@ fn a_listener_may_have_an_ipv6_address() {
     }
     let upstream = Upstream::echo();
     let mut document = document(&[upstream.address]);
-    document.listeners.insert("web".to_owned(), Listener { address: "[::1]:0".parse().unwrap() });
+    document.listeners.insert("web".to_owned(), Listener::http("[::1]:0".parse().unwrap()));
     let gateway = Gateway::start(&document);
     assert!(gateway.address().is_ipv6());
     let answer = gateway.client().get("/");

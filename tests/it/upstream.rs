@@ -324,7 +324,7 @@ pub fn eventually<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -> 
 /// A document: everything on listener `web` goes to `service`, which has these endpoints.
 pub fn document(endpoints: &[SocketAddr]) -> Document {
     let mut document = Document::default();
-    document.listeners.insert("web".to_owned(), Listener { address: "127.0.0.1:0".parse().unwrap() });
+    document.listeners.insert("web".to_owned(), Listener::http("127.0.0.1:0".parse().unwrap()));
     let endpoints =
         endpoints.iter().map(|address| Endpoint { address: address.to_string(), weight: 1 }).collect();
     let service = Service { endpoints, ..Service::default() };

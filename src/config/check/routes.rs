@@ -18,7 +18,7 @@ use super::{
     },
     accept,
     policies::route_policies,
-    timeout,
+    service_name, timeout,
 };
 
 pub(super) const ROUTE: Keys = Keys {
@@ -40,9 +40,11 @@ pub(super) fn routes(
 ) -> Vec<Route> {
     let Some(field) = top.get("routes") else { return Vec::new() };
     let items = field.list("routes").unwrap_or_default();
-    if listeners.is_empty() && !items.is_empty() {
+    let http = listeners.values().filter(|listener| listener.is_http()).count();
+    if http == 0 && !items.is_empty() {
+        let kind = if listeners.is_empty() { "listener" } else { "listener for HTTP" };
         let suggestion = "add listeners: { web: { address: \"0.0.0.0:8080\" } }";
-        field.problem("no listener is declared, so no route can be reached", Some(suggestion.into()));
+        field.problem(format!("no {kind} is declared, so no route can be reached"), Some(suggestion.into()));
     }
     let mut routes = Vec::with_capacity(items.len());
     let mut places = Vec::with_capacity(items.len());
@@ -63,7 +65,7 @@ pub(super) fn routes(
             continue;
         }
         let Some(route) = whole(route) else { continue };
-        duplicate(&item, &route, listeners.len(), &mut matches);
+        duplicate(&item, &route, http, &mut matches);
         routes.push(route);
         places.push(item);
     }
@@ -128,18 +130,26 @@ fn route(
 fn route_listeners(field: &Field<'_>, declared: &BTreeMap<String, Listener>) -> Vec<String> {
     let items = field.list("listener names").unwrap_or_default();
     if items.is_empty() && matches!(field.node.value, yaml::Value::List(_)) {
-        let suggestion = "leave `listeners` out for every listener, or name one";
+        let suggestion = "leave `listeners` out for every HTTP listener, or name one";
         field.problem("the list is empty, so the route could not be reached", Some(suggestion.into()));
     }
     let mut names: Vec<String> = Vec::with_capacity(items.len());
     for item in items {
         let Some(name) = item.text_as("the name of a listener") else { continue };
-        if !declared.contains_key(name) {
+        let Some(listener) = declared.get(name) else {
             let suggestion = match item.report.nearest(name, declared.keys().map(String::as_str)) {
                 Some(near) => format!("did you mean `{near}`?"),
                 None => "declare it under `listeners`".into(),
             };
             item.problem(format!("there is no listener `{}`", shown(name)), Some(suggestion));
+            continue;
+        };
+        if !listener.is_http() {
+            let suggestion = "name an `http` listener; the listener itself says where its streams go";
+            item.problem(
+                format!("`{name}` is not a listener for HTTP, so it has no routes"),
+                Some(suggestion.into()),
+            );
         } else if names.iter().any(|n| n == name) {
             item.problem(format!("`{name}` is in the list already"), Some("remove it".into()));
         } else {
@@ -150,27 +160,15 @@ fn route_listeners(field: &Field<'_>, declared: &BTreeMap<String, Listener>) -> 
 }
 
 fn route_service(section: &Section<'_>, declared: &BTreeMap<String, Service>) -> Option<String> {
-    let names = || declared.keys().map(String::as_str);
     let Some(field) = section.get("service") else {
-        let suggestion = match names().next() {
+        let suggestion = match declared.keys().next() {
             Some(name) if declared.len() == 1 => format!("add service: {name}"),
             _ => "add service: with the name of one under `services`".into(),
         };
         section.field.problem("`service` is missing", Some(suggestion));
         return None;
     };
-    let name = field.name()?;
-    if declared.contains_key(name) {
-        return Some(name.to_owned());
-    }
-    let suggestion = match field.report.nearest(name, names()) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!(
-            "declare it under `services`: `{name}: {{}}` is enough, instances registered under that name join it"
-        ),
-    };
-    field.problem(format!("there is no service `{name}`"), Some(suggestion));
-    None
+    service_name(field, declared)
 }
 
 fn matches(section: &Section<'_>, allow_encoded_slash: bool) -> Match {

@@ -99,6 +99,8 @@ fn timeouts(service: &Section<'_>) -> Timeouts {
         connect: read("connect", default.connect),
         request: read("request", default.request),
         idle: read("idle", default.idle),
+        // What is right between two pieces of a body is too short for a stream, unless somebody says so.
+        stream: read("idle", default.stream),
     }
 }
 
@@ -110,5 +112,6 @@ fn pool(service: &Section<'_>) -> Pool {
         max_idle: count("max_idle", 0, default.max_idle),
         idle_timeout: section.get("idle_timeout").and_then(timeout).unwrap_or(default.idle_timeout),
         max_connections: count("max_connections", 1, default.max_connections),
+        max_streams: count("max_connections", 1, default.max_streams),
     }
 }

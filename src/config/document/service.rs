@@ -41,6 +41,9 @@ pub struct Timeouts {
     pub request: Duration,
     /// Between two pieces of a body, either way. Default 60 s.
     pub idle: Duration,
+    /// For how long nothing may move on a stream or an upgraded connection: `idle` where that is written.
+    /// Default 1 h.
+    pub stream: Duration,
 }
 
 /// The bounds of a pool of upstream connections.
@@ -52,6 +55,8 @@ pub struct Pool {
     pub idle_timeout: Duration,
     /// Connections to each endpoint, idle or not. Default 1024.
     pub max_connections: usize,
+    /// Streams to each endpoint: `max_connections` where that is written. Default: no bound.
+    pub max_streams: usize,
 }
 
 // === impl Timeouts, Pool ===
@@ -62,12 +67,18 @@ impl Default for Timeouts {
             connect: Duration::from_secs(2),
             request: Duration::from_secs(30),
             idle: Duration::from_secs(60),
+            stream: Duration::from_secs(3600),
         }
     }
 }
 
 impl Default for Pool {
     fn default() -> Self {
-        Self { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024 }
+        Self {
+            max_idle: 128,
+            idle_timeout: Duration::from_secs(60),
+            max_connections: 1024,
+            max_streams: usize::MAX,
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     super::document::{HostPattern, Match, PathPattern, Pool, Timeouts},
-    listeners::LISTENER,
+    listeners::{CONNECTION_RATE, LISTENER},
     policies::{HEADER_EDIT, POLICY},
     routes::{MATCH, ROUTE},
     services::{ENDPOINT, POOL, SERVICE, TIMEOUTS},
@@ -64,9 +64,9 @@ limits: { header_bytes: 64KiB, headers: 50, uri_bytes: 1024, body_bytes: 10MB, h
     let endpoints: Vec<_> = api.endpoints.iter().map(|e| (e.address.as_str(), e.weight)).collect();
     assert_eq!(endpoints, [("10.0.0.1:9000", 5), ("api.internal:80", 1), ("[::1]:80", 1)]);
     let [connect, request, idle] = [250, 5_000, 60_000].map(Duration::from_millis);
-    assert_eq!(api.timeouts, Timeouts { connect, request, idle });
+    assert_eq!(api.timeouts, Timeouts { connect, request, idle, stream: idle });
     let idle_timeout = Duration::from_secs(10);
-    assert_eq!(api.pool, Pool { max_idle: 0, idle_timeout, max_connections: 7 });
+    assert_eq!(api.pool, Pool { max_idle: 0, idle_timeout, max_connections: 7, max_streams: 7 });
     assert_eq!(document.services["late"].timeouts, Timeouts::default());
     let one = &document.routes[0];
     assert_eq!(
@@ -120,7 +120,20 @@ fn the_examples_are_valid() {
 #[test]
 fn every_key_is_in_the_documentation() {
     let page = include_str!("../../../docs/configuration.md");
-    let keys = [TOP, LISTENER, SERVICE, ENDPOINT, TIMEOUTS, POOL, ROUTE, MATCH, POLICY, HEADER_EDIT, LIMITS];
+    let keys = [
+        TOP,
+        LISTENER,
+        CONNECTION_RATE,
+        SERVICE,
+        ENDPOINT,
+        TIMEOUTS,
+        POOL,
+        ROUTE,
+        MATCH,
+        POLICY,
+        HEADER_EDIT,
+        LIMITS,
+    ];
     let mentions = |key: &str| {
         page.match_indices(key).any(|(at, _)| {
             let before = page[..at].ends_with(['`', '.']);
@@ -250,7 +263,10 @@ fn aliases_are_followed_and_merge_keys_are_not() {
 
 #[test]
 fn listeners_have_addresses_of_their_own() {
-    check("listeners: { a: }", "f:1: listeners.a: expected a mapping with the keys `address`, found nothing");
+    check(
+        "listeners: { a: }",
+        "f:1: listeners.a: expected a mapping with the keys `address`, `protocol`, `service`, `sni`, `proxy_protocol`, `connections`, `connection_rate` and `idle_timeout`, found nothing",
+    );
     check("listeners: { a: {} }", "f:1: listeners.a: `address` is missing (add address: \"0.0.0.0:8080\")");
     check(
         "listeners:\n  a: { address: '0.0.0.0:80' }\n  b: { address: '0.0.0.0:80' }\n  c: { address: '0.0.0.0:0' }\n  d: { address: '0.0.0.0:0' }\n",
@@ -353,7 +369,7 @@ fn routes_are_named_once_and_name_what_is_declared() {
          f:5: routes[1].listeners[2]: `web` is in the list already (remove it)
          f:5: routes[1].listeners[3]: there is no listener `x1` (declare it under `listeners`)
          f:6: routes[2].name: another route has this name, on line 5 (give each route a name of its own)
-         f:6: routes[2].listeners: the list is empty, so the route could not be reached (leave `listeners` out for every listener, or name one)
+         f:6: routes[2].listeners: the list is empty, so the route could not be reached (leave `listeners` out for every HTTP listener, or name one)
          f:7: routes[3].service: there is no service `payments` (declare it under `services`: `payments: {}` is enough, instances registered under that name join it)
          f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service`, `policies`, `allow_encoded_slash` and `timeout`, found the number 7",
     );

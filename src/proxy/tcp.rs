@@ -1,0 +1,155 @@
+//! One stream: a connection of a client that goes to an endpoint as it is.
+//!
+//! Job: find the service, open a connection to one of its endpoints, and let `relay` copy. Invariants: nothing of
+//! the client's bytes is lost or sent before an endpoint has taken the connection, so another endpoint can be
+//! tried until then; a stream needs nothing of the table once it runs, so a new table leaves it alone.
+//! Neighbours: `listener` hands over sockets, `client_hello` reads the name that a TLS client asks for, `upstream`
+//! chooses.
+
+use std::{io, rc::Rc, sync::Arc};
+
+use bytes::BufMut;
+use tokio::{io::AsyncReadExt, net::TcpStream};
+
+use super::{
+    alarm::Alarm,
+    client_hello::{self, Hello},
+    error::ProxyError,
+    listener::{ListenerState, Permit},
+    pool::StreamPlace,
+    relay::Relay,
+    table::{CompiledListener, Destination, Location, Target},
+    upstream::{LocalUpstream, View},
+    worker::Worker,
+};
+
+/// Endpoints that are tried for one stream.
+const TRIES_MAX: usize = 3;
+/// What is read of a ClientHello at first.
+const HELLO_BYTES: usize = 2 << 10;
+
+/// A stream that was just accepted.
+struct Stream {
+    worker: Rc<Worker>,
+    listener: Rc<ListenerState>,
+    alarm: Rc<Alarm>,
+    client: TcpStream,
+}
+
+/// Carries a client's connection to its end. The permit goes with it.
+pub(super) async fn serve(
+    worker: Rc<Worker>,
+    listener: Rc<ListenerState>,
+    view: Rc<View>,
+    settings: Arc<CompiledListener>,
+    client: TcpStream,
+    permit: Permit,
+) {
+    let alarm = worker.alarms.add();
+    let stream = Stream { worker: Rc::clone(&worker), listener, alarm, client };
+    let carried = match stream.begin(view, settings).await {
+        Ok(Some((relay, place))) => {
+            let ended = relay.run().await;
+            drop(place);
+            ended
+        }
+        Ok(None) => Ok(()),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = carried {
+        worker.figures.reject(error.row().reason);
+    }
+    drop(permit);
+}
+
+impl Stream {
+    /// Finds an endpoint for it; none if the client has gone.
+    async fn begin(
+        mut self,
+        view: Rc<View>,
+        settings: Arc<CompiledListener>,
+    ) -> Result<Option<(Relay, StreamPlace)>, ProxyError> {
+        let mut first = Vec::new();
+        let service = match &settings.destination {
+            Destination::Names(names) => {
+                self.alarm.set(self.worker.alarms.soon() + view.table.routing.limits.header_timeout);
+                let name = self.alarm.limit(read_name(&mut self.client, &mut first)).await;
+                let Some(name) = name.unwrap_or(Err(ProxyError::NotTls))? else { return Ok(None) };
+                names.find(name.as_deref()).ok_or(ProxyError::NoServerName)?
+            }
+            Destination::Service(service) => *service,
+            Destination::Routes => return Ok(None),
+        };
+        let upstream = &view.upstreams[service];
+        let (endpoint, place) = self.open(upstream).await?;
+        let idle = settings.idle.unwrap_or(upstream.plan.timeouts.stream);
+        let mut relay = Relay::new(self.worker, self.listener, self.alarm, idle, self.client, endpoint);
+        relay.send_first(first);
+        Ok(Some((relay, place)))
+    }
+
+    /// Opens a connection to an endpoint, another one if the first does not take it.
+    async fn open(&self, upstream: &LocalUpstream) -> Result<(TcpStream, StreamPlace), ProxyError> {
+        let plan = &upstream.plan;
+        let mut refused = None;
+        let mut failure = ProxyError::NoEndpoint;
+        for _ in 0..TRIES_MAX {
+            let Some(place) = upstream.choose(refused) else { break };
+            if refused.is_some() {
+                self.worker.figures.retry(&plan.name, "connect");
+            }
+            refused = Some(place);
+            let pool = &upstream.pools[place];
+            let Some(stream) = pool.stream(&plan.pool) else {
+                failure = ProxyError::PoolOverload;
+                continue;
+            };
+            self.alarm.set(self.worker.alarms.soon() + plan.timeouts.connect);
+            failure = match self.alarm.limit(connect(&pool.target)).await {
+                Some(Ok(endpoint)) => return Ok((endpoint, stream)),
+                Some(Err(_)) => ProxyError::ConnectFailed,
+                None => ProxyError::ConnectTimeout,
+            };
+        }
+        Err(failure)
+    }
+}
+
+async fn connect(target: &Target) -> io::Result<TcpStream> {
+    let endpoint = match target.location {
+        Location::Address(address) => TcpStream::connect(address).await?,
+        Location::Name => TcpStream::connect(&*target.address).await?,
+    };
+    endpoint.set_nodelay(true)?;
+    Ok(endpoint)
+}
+
+/// The name that a TLS client asks for, and the bytes that it took to find out. None: the client has gone.
+async fn read_name(
+    client: &mut TcpStream,
+    bytes: &mut Vec<u8>,
+) -> Result<Option<Option<String>>, ProxyError> {
+    let mut wanted = 1;
+    loop {
+        let before = bytes.len();
+        if before + wanted > client_hello::BYTES_MAX {
+            return Err(ProxyError::NotTls);
+        }
+        // In one piece nearly always; what comes piece by piece is looked at when enough is there.
+        bytes.reserve(HELLO_BYTES.max(wanted));
+        match client.read_buf(&mut (&mut *bytes).limit(client_hello::BYTES_MAX - before)).await {
+            Ok(0) | Err(_) if before == 0 => return Ok(None),
+            Ok(0) | Err(_) => return Err(ProxyError::NotTls),
+            Ok(read) if read < wanted => {
+                wanted -= read;
+                continue;
+            }
+            Ok(_) => {}
+        }
+        wanted = match client_hello::read(bytes) {
+            Hello::More(more) => more,
+            Hello::Name(name) => return Ok(Some(name)),
+            Hello::NotTls => return Err(ProxyError::NotTls),
+        };
+    }
+}
