@@ -16,7 +16,7 @@ pub use self::{
     listener::{ConnectionRate, Listener, Protocol},
     policy::{HeaderEdit, Policy, PolicyKind},
     route::{HostPattern, Match, PathPattern, Route, Wanted},
-    service::{Balance, Endpoint, Pool, Service, Timeouts},
+    service::{Balance, Endpoint, HashOn, Pool, Service, Timeouts},
 };
 
 /// A valid gateway document.

@@ -157,11 +157,6 @@ impl<'a> Field<'a> {
         Some(items.iter().enumerate().map(field).collect())
     }
 
-    /// Text that is not empty.
-    pub fn text(&self) -> Option<&'a str> {
-        self.text_as("text")
-    }
-
     /// Text that is not empty; `expected` says what it should be.
     pub fn text_as(&self, expected: &str) -> Option<&'a str> {
         if let Value::Scalar { text, style } = &self.node.value {

@@ -20,12 +20,12 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::{
-    error::ProxyError,
+    error::{Blame, ProxyError},
     http::Client,
     pool::{Lease, Pool},
     record::{self, Journey, Record},
     upload::{RequestBody, Upload},
-    upstream::LocalUpstream,
+    upstream::{LocalUpstream, Picked, Wish},
 };
 
 /// A request as the endpoint will see it.
@@ -46,54 +46,101 @@ enum Attempt {
     Failed(ProxyError),
 }
 
-/// Sends the request and waits for the head of its answer; the lease carries its body.
+/// An endpoint's answer, its body still to come.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) response: Response<Incoming>,
+    /// What the body comes by.
+    pub(super) line: Line,
+}
+
+/// An endpoint and a connection to it.
+#[derive(Debug)]
+pub(super) struct Line {
+    lease: Lease,
+    picked: Picked,
+}
+
+/// Sends the request and waits for the head of its answer. `hash` is of what `consistent_hash` looks at.
 pub(super) async fn forward(
     client: &Client,
-    upstream: &LocalUpstream,
+    upstream: &Rc<LocalUpstream>,
     mut outgoing: Outgoing,
+    hash: Option<u64>,
     record: &Record,
     answer_within: Duration,
-) -> Result<(Response<Incoming>, Lease), ProxyError> {
+) -> Result<Answered, ProxyError> {
     let journey = record.journey().map(|journey| &**journey);
     let plan = &upstream.plan;
+    let service = &*plan.service;
     let mut refused = None;
     let mut stale = false;
     loop {
-        let place = upstream.choose(refused).ok_or(ProxyError::NoEndpoint)?;
-        let pool = &upstream.pools[place];
+        let tried: &[u64] = refused.as_ref().map_or(&[], |(id, _)| std::slice::from_ref(id));
+        let picked = match (upstream.choose(&Wish { hash, tried, now: record.started }), &refused) {
+            (Ok(picked), _) => picked,
+            // Nobody else is there: what went wrong first says more.
+            (Err(_), Some((_, error))) => return Err(ProxyError::clone(error)),
+            (Err(error), None) => return Err(error),
+        };
+        let pool = picked.pool();
         if let Some(journey) = journey {
             journey.attempt(&pool.target.address);
         }
-        let idle = if stale { None } else { pool.idle_lease(&plan.pool) };
+        let idle = if stale { None } else { pool.idle_lease(&service.pool) };
         let mut lease = match idle {
             Some(lease) => lease,
             None => match open(client, upstream, pool, journey).await {
                 Ok(lease) => lease,
-                Err(ProxyError::ConnectFailed | ProxyError::ConnectTimeout)
-                    if refused.is_none() && upstream.pools.len() > 1 =>
-                {
+                Err(error @ (ProxyError::ConnectFailed | ProxyError::ConnectTimeout)) => {
+                    picked.failed();
+                    if refused.is_some() || upstream.endpoints.len() == 1 {
+                        return Err(error);
+                    }
                     client.worker.figures.retry(&plan.name, "connect");
-                    refused = Some(place);
+                    refused = Some((picked.id(), error));
                     continue;
                 }
                 Err(error) => return Err(error),
             },
         };
-        let time = if outgoing.upload.is_some() { plan.timeouts.idle } else { answer_within };
+        let time = if outgoing.upload.is_some() { service.timeouts.idle } else { answer_within };
         client.alarm.set(client.worker.alarms.soon().max(record.started) + time);
         match send(client, &mut lease, outgoing).await {
             Attempt::Answered(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                picked.failed();
                 return Err(ProxyError::UpstreamMalformed);
             }
-            Attempt::Answered(response) => return Ok((response, lease)),
-            Attempt::Failed(error) => return Err(error),
-            Attempt::Unsent(_) if stale => return Err(ProxyError::UpstreamReset),
+            Attempt::Answered(response) => {
+                judge(&picked, response.status());
+                return Ok(Answered { response, line: Line { lease, picked } });
+            }
+            Attempt::Failed(error) => {
+                if error.row().blame == Blame::Upstream {
+                    picked.failed();
+                }
+                return Err(error);
+            }
+            Attempt::Unsent(_) if stale => {
+                picked.failed();
+                return Err(ProxyError::UpstreamReset);
+            }
             Attempt::Unsent(again) => {
                 client.worker.figures.retry(&plan.name, "stale");
                 stale = true;
                 outgoing = again;
             }
         }
+    }
+}
+
+/// What an answer's status says of its endpoint: these are a gateway's own words for one that does not work.
+fn judge(picked: &Picked, status: StatusCode) {
+    match status {
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            picked.failed();
+        }
+        _ => picked.succeeded(),
     }
 }
 
@@ -104,10 +151,11 @@ async fn open(
     pool: &Rc<Pool>,
     journey: Option<&Journey>,
 ) -> Result<Lease, ProxyError> {
-    client.alarm.set(client.worker.alarms.soon() + upstream.plan.timeouts.connect);
+    let service = &*upstream.plan.service;
+    client.alarm.set(client.worker.alarms.soon() + service.timeouts.connect);
     let now = || journey.map(|journey| (journey, Instant::now()));
     let queued = now();
-    let lease = client.in_time(pool.lease(&upstream.plan.pool), ProxyError::PoolOverload).await;
+    let lease = client.in_time(pool.lease(&service.pool), ProxyError::PoolOverload).await;
     if let Some((journey, since)) = queued {
         journey.queued(since);
     }
@@ -199,7 +247,7 @@ enum Content {
     Own(Option<Bytes>),
     Endpoint {
         incoming: Incoming,
-        lease: Option<Lease>,
+        line: Option<Line>,
         idle: Duration,
     },
     /// The body ended before its time.
@@ -215,13 +263,13 @@ impl AnswerBody {
     /// An endpoint's body, which may stand still for `idle`.
     pub(super) fn endpoint(
         incoming: Incoming,
-        lease: Lease,
+        line: Line,
         idle: Duration,
         client: &Rc<Client>,
         record: Record,
     ) -> Self {
         client.alarm.set(client.worker.alarms.soon() + idle);
-        let content = Content::Endpoint { incoming, lease: Some(lease), idle };
+        let content = Content::Endpoint { incoming, line: Some(line), idle };
         let mut body = Self { content, client: Rc::clone(client), record };
         if body.is_end_stream() {
             body.end();
@@ -233,6 +281,9 @@ impl AnswerBody {
     /// when a body fails.
     fn break_off<T>(&mut self, cx: &Context<'_>, kind: std::io::ErrorKind) -> Poll<T> {
         self.record.ended(record::UPSTREAM_CUT);
+        if let Content::Endpoint { line: Some(line), .. } = &self.content {
+            line.picked.failed();
+        }
         self.content = Content::Broken(kind);
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -241,8 +292,8 @@ impl AnswerBody {
     /// The answer is whole: its connection may carry the next one.
     fn end(&mut self) {
         self.record.ended(record::COMPLETE);
-        if let Content::Endpoint { lease, .. } = &mut self.content
-            && let Some(mut lease) = lease.take()
+        if let Content::Endpoint { line, .. } = &mut self.content
+            && let Some(Line { mut lease, .. }) = line.take()
             && lease.connection().is_some_and(|connection| connection.is_usable())
         {
             lease.give_back();
@@ -259,16 +310,17 @@ impl Body for AnswerBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let this = &mut *self;
-        let (incoming, lease, idle) = match &mut this.content {
+        let (incoming, line, idle) = match &mut this.content {
             Content::Own(content) => {
                 let content = content.take();
                 this.record.sent(content.as_ref().map_or(0, Bytes::len));
                 return Poll::Ready(content.map(|bytes| Ok(Frame::data(bytes))));
             }
-            Content::Endpoint { incoming, lease, idle } => (incoming, lease, *idle),
+            Content::Endpoint { incoming, line, idle } => (incoming, line, *idle),
             Content::Broken(kind) => return Poll::Ready(Some(Err((*kind).into()))),
         };
-        let Some(connection) = lease.as_mut().and_then(Lease::connection) else { return Poll::Ready(None) };
+        let connection = line.as_mut().and_then(|line| line.lease.connection());
+        let Some(connection) = connection else { return Poll::Ready(None) };
         let Poll::Ready(frame) = connection.poll_with(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx))
         else {
             let late = this.client.alarm.rang();

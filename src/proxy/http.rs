@@ -32,8 +32,9 @@ use tokio::{
 
 use super::{
     alarm::Alarm,
+    balance::hash_key,
     error::{Blame, ProxyError},
-    forward::{AnswerBody, Outgoing, forward},
+    forward::{AnswerBody, Answered, Line, Outgoing, forward},
     framing::Framing,
     headers::{self, Peer, RequestId},
     listener::{ListenerState, Permit},
@@ -47,7 +48,10 @@ use super::{
     upstream::View,
     worker::Worker,
 };
-use crate::{config::document::Limits, telemetry::metrics::OTHER};
+use crate::{
+    config::document::{Balance, Limits},
+    telemetry::metrics::OTHER,
+};
 
 /// How long an idle connection is kept for a client's next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -278,7 +282,7 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
             let (mut parts, incoming) = endpoint.response.into_parts();
             headers::prepare_answer(&mut parts.headers);
             record.finish(&mut parts.headers);
-            let body = AnswerBody::endpoint(incoming, endpoint.lease, endpoint.idle, &client, record);
+            let body = AnswerBody::endpoint(incoming, endpoint.line, endpoint.idle, &client, record);
             Response::from_parts(parts, body)
         }
         Err(error) => {
@@ -305,7 +309,7 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
 /// An endpoint's answer, its body still to come.
 struct FromEndpoint {
     response: Response<Incoming>,
-    lease: super::pool::Lease,
+    line: Line,
     idle: Duration,
     /// It came before the request's end: what follows on the client's connection is not known to be a request.
     early: bool,
@@ -336,9 +340,14 @@ async fn exchange(
     }
 
     let upstream = &view.upstreams[route.upstream];
-    let timeouts = &upstream.plan.timeouts;
+    let service = &*upstream.plan.service;
+    let timeouts = &service.timeouts;
     let answer_within = route.timeout.unwrap_or(timeouts.request);
     client.alarm.set_ceiling(route.timeout.map(|timeout| record.started + timeout));
+    let hash = match &service.balance {
+        Balance::ConsistentHash(on) => hash_key(on, &parts.headers, uri.path(), client.address),
+        _ => None,
+    };
     let trusted = view.table.trusts(client.address);
     headers::prepare_request(&mut parts.headers, &client.peer, request_id, trusted, host.as_ref());
     match host {
@@ -355,10 +364,11 @@ async fn exchange(
     let upload =
         (!body.is_end_stream()).then(|| Upload::new(body, record, bytes_max, timeouts.idle, answer_within));
     let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
-    let (response, lease) = forward(client, upstream, outgoing, record, answer_within).await?;
+    let Answered { response, line } =
+        forward(client, upstream, outgoing, hash, record, answer_within).await?;
     client.alarm.set_ceiling(None);
     let early = upload.is_some_and(|upload| !upload.has_ended());
-    Ok(FromEndpoint { response, lease, idle: timeouts.idle, early })
+    Ok(FromEndpoint { response, line, idle: timeouts.idle, early })
 }
 
 fn find_route(

@@ -29,6 +29,7 @@ mod client_address;
 mod client_hello;
 mod connection;
 mod connection_rate;
+mod cookie;
 mod error;
 mod figures;
 mod forward;

@@ -14,10 +14,14 @@ use std::{
 
 use tracing::warn;
 
-use super::{policy::RoutePolicies, route_match::RouteIndex};
+use super::{
+    balance::{Ring, hash_of},
+    policy::RoutePolicies,
+    route_match::RouteIndex,
+};
 use crate::config::document::{
-    Balance, ConnectionRate, Document, Endpoint, HostPattern, IpNetwork, Limits, Listener, Pool, Protocol,
-    Route, Service, Timeouts,
+    Balance, ConnectionRate, Document, Endpoint, HostPattern, IpNetwork, Limits, Listener, Protocol, Route,
+    Service,
 };
 
 /// Where every request goes.
@@ -92,24 +96,32 @@ pub(super) struct CompiledRoute {
 }
 
 /// A service's endpoints and settings, as every worker lives them.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) struct Upstream {
     pub(super) name: Arc<str>,
-    pub(super) timeouts: Timeouts,
-    pub(super) pool: Pool,
-    balance: Balance,
-    declared: Vec<Endpoint>,
+    pub(super) service: Arc<Service>,
     /// Declared and registered, in order, each address once.
-    pub(super) targets: Vec<Target>,
+    pub(super) endpoints: Vec<PlannedEndpoint>,
+    /// For `consistent_hash` alone.
+    pub(super) ring: Option<Ring>,
 }
 
-/// One endpoint, its address read once.
+/// An endpoint of an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PlannedEndpoint {
+    pub(super) target: Target,
+    pub(super) weight: u32,
+}
+
+/// One endpoint's address, read once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Target {
     /// As written.
     pub(super) address: Arc<str>,
     /// Known already, or to be asked for at each connect.
     pub(super) location: Location,
+    /// Stands for the address, the same on every node and after every start.
+    pub(super) id: u64,
 }
 
 /// Where an endpoint is.
@@ -166,8 +178,9 @@ impl RoutingTable {
                 continue;
             }
             let service = document.services.get(name).unwrap_or(&undeclared);
+            let service = Arc::new(service.clone());
             let registered = registered.get(name).map_or(&[][..], Vec::as_slice);
-            let upstream = Upstream::new(name.as_str().into(), service, registered)?;
+            let upstream = Upstream::new(&name.as_str().into(), &service, registered)?;
             services.insert(Arc::clone(&upstream.name), upstreams.len());
             upstreams.push(previous.carry_over(upstream));
         }
@@ -190,8 +203,8 @@ impl RoutingTable {
         if let Some(place) = self.routing.services.get(service)
             && let Some(upstream) = table.upstreams.get_mut(*place)
         {
-            let changed = upstream.with_registered(&registered);
-            if changed != **upstream {
+            let changed = Upstream::joined(&upstream.name, &upstream.service, &registered);
+            if !changed.is_same(upstream) {
                 *upstream = Arc::new(changed);
             }
         }
@@ -232,7 +245,7 @@ impl RoutingTable {
     fn carry_over(&self, upstream: Upstream) -> Arc<Upstream> {
         let place = self.routing.services.get(&upstream.name);
         match place.and_then(|place| self.upstreams.get(*place)) {
-            Some(previous) if **previous == upstream => Arc::clone(previous),
+            Some(previous) if previous.is_same(&upstream) => Arc::clone(previous),
             _ => Arc::new(upstream),
         }
     }
@@ -358,59 +371,57 @@ impl ServerNames {
 // === impl Upstream ===
 
 impl Upstream {
-    fn new(name: Arc<str>, service: &Service, registered: &[Endpoint]) -> Result<Upstream, CompileError> {
+    fn new(
+        name: &Arc<str>,
+        service: &Arc<Service>,
+        registered: &[Endpoint],
+    ) -> Result<Upstream, CompileError> {
         if let Some(bad) = service.endpoints.iter().find(|endpoint| Target::new(endpoint).is_none()) {
             let (service, address) = (name.to_string(), bad.address.clone());
             return Err(CompileError::Endpoint { service, address });
         }
-        let upstream = Upstream {
-            name,
-            timeouts: service.timeouts.clone(),
-            pool: service.pool.clone(),
-            balance: service.balance,
-            declared: service.endpoints.clone(),
-            targets: Vec::new(),
-        };
-        Ok(upstream.with_registered(registered))
+        Ok(Self::joined(name, service, registered))
     }
 
     /// A registered address that cannot be read is left out: one bad instance must not take a service down.
-    fn with_registered(&self, registered: &[Endpoint]) -> Upstream {
-        let mut targets: Vec<Target> = Vec::with_capacity(self.declared.len() + registered.len());
+    fn joined(name: &Arc<str>, service: &Arc<Service>, registered: &[Endpoint]) -> Upstream {
+        let declared = &service.endpoints;
+        let mut endpoints = Vec::with_capacity(declared.len() + registered.len());
         let mut seen = std::collections::HashSet::new();
-        for endpoint in self.declared.iter().chain(registered) {
+        for endpoint in declared.iter().chain(registered) {
             if !seen.insert(endpoint.address.as_str()) {
                 continue;
             }
             match Target::new(endpoint) {
-                Some(target) => targets.push(target),
+                Some(target) => endpoints.push(PlannedEndpoint { target, weight: endpoint.weight.max(1) }),
                 None => {
-                    warn!(service = %self.name, address = %endpoint.address, "instance left out: not host:port");
+                    warn!(service = %name, address = %endpoint.address, "instance left out: not host:port");
                 }
             }
         }
-        Upstream {
-            name: Arc::clone(&self.name),
-            timeouts: self.timeouts.clone(),
-            pool: self.pool.clone(),
-            balance: self.balance,
-            declared: self.declared.clone(),
-            targets,
-        }
+        let ring = matches!(service.balance, Balance::ConsistentHash(_))
+            .then(|| Ring::new(endpoints.iter().map(|endpoint| (endpoint.target.id, endpoint.weight))));
+        Upstream { name: Arc::clone(name), service: Arc::clone(service), endpoints, ring }
+    }
+
+    /// Whether nothing that was written or registered differs.
+    fn is_same(&self, other: &Upstream) -> bool {
+        (&self.name, &self.service, &self.endpoints) == (&other.name, &other.service, &other.endpoints)
     }
 }
 
 // === impl Target ===
 
 impl Target {
-    fn new(endpoint: &Endpoint) -> Option<Target> {
+    pub(super) fn new(endpoint: &Endpoint) -> Option<Target> {
         let address = Arc::from(endpoint.address.as_str());
+        let id = hash_of(endpoint.address.as_bytes());
         if let Ok(socket_address) = endpoint.address.parse() {
-            return Some(Target { address, location: Location::Address(socket_address) });
+            return Some(Target { address, location: Location::Address(socket_address), id });
         }
         let (host, port) = endpoint.address.rsplit_once(':')?;
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
         let valid = !host.is_empty() && host.bytes().all(is_name) && port.parse::<u16>().is_ok_and(|p| p > 0);
-        valid.then_some(Target { address, location: Location::Name })
+        valid.then_some(Target { address, location: Location::Name, id })
     }
 }

@@ -6,22 +6,24 @@
 //! Neighbours: `listener` hands over sockets, `client_hello` reads the name that a TLS client asks for, `upstream`
 //! chooses.
 
-use std::{io, rc::Rc, sync::Arc};
+use std::{io, rc::Rc, sync::Arc, time::Instant};
 
 use bytes::BufMut;
 use tokio::{io::AsyncReadExt, net::TcpStream};
 
 use super::{
     alarm::Alarm,
+    balance::hash_client,
     client_hello::{self, Hello},
     error::ProxyError,
     listener::{ListenerState, Permit},
     pool::StreamPlace,
     relay::Relay,
     table::{CompiledListener, Destination, Location, Target},
-    upstream::{LocalUpstream, View},
+    upstream::{LocalUpstream, Picked, View, Wish},
     worker::Worker,
 };
+use crate::config::document::{Balance, HashOn};
 
 /// Endpoints that are tried for one stream.
 const TRIES_MAX: usize = 3;
@@ -62,13 +64,19 @@ pub(super) async fn serve(
     drop(permit);
 }
 
+/// What a stream holds of its endpoint to its end.
+struct Line {
+    _place: StreamPlace,
+    _picked: Picked,
+}
+
 impl Stream {
     /// Finds an endpoint for it; none if the client has gone.
     async fn begin(
         mut self,
         view: Rc<View>,
         settings: Arc<CompiledListener>,
-    ) -> Result<Option<(Relay, StreamPlace)>, ProxyError> {
+    ) -> Result<Option<(Relay, Line)>, ProxyError> {
         let mut first = Vec::new();
         let service = match &settings.destination {
             Destination::Names(names) => {
@@ -82,36 +90,54 @@ impl Stream {
         };
         let upstream = &view.upstreams[service];
         let (endpoint, place) = self.open(upstream).await?;
-        let idle = settings.idle.unwrap_or(upstream.plan.timeouts.stream);
+        let idle = settings.idle.unwrap_or(upstream.plan.service.timeouts.stream);
         let mut relay = Relay::new(self.worker, self.listener, self.alarm, idle, self.client, endpoint);
         relay.send_first(first);
         Ok(Some((relay, place)))
     }
 
     /// Opens a connection to an endpoint, another one if the first does not take it.
-    async fn open(&self, upstream: &LocalUpstream) -> Result<(TcpStream, StreamPlace), ProxyError> {
+    async fn open(&self, upstream: &Rc<LocalUpstream>) -> Result<(TcpStream, Line), ProxyError> {
         let plan = &upstream.plan;
-        let mut refused = None;
-        let mut failure = ProxyError::NoEndpoint;
-        for _ in 0..TRIES_MAX {
-            let Some(place) = upstream.choose(refused) else { break };
-            if refused.is_some() {
+        let service = &*plan.service;
+        let hash = match service.balance {
+            Balance::ConsistentHash(HashOn::ClientIp) => self.client_hash(),
+            _ => None,
+        };
+        let mut tried: Vec<u64> = Vec::new();
+        let mut failure = None;
+        while tried.len() < TRIES_MAX {
+            let picked = match upstream.choose(&Wish { hash, tried: &tried, now: Instant::now() }) {
+                Ok(picked) => picked,
+                // What went wrong first says more than that nobody is left.
+                Err(error) => return Err(failure.unwrap_or(error)),
+            };
+            if failure.is_some() {
                 self.worker.figures.retry(&plan.name, "connect");
             }
-            refused = Some(place);
-            let pool = &upstream.pools[place];
-            let Some(stream) = pool.stream(&plan.pool) else {
-                failure = ProxyError::PoolOverload;
+            tried.push(picked.id());
+            let pool = picked.pool();
+            let Some(place) = pool.stream(&service.pool) else {
+                failure = Some(ProxyError::PoolOverload);
                 continue;
             };
-            self.alarm.set(self.worker.alarms.soon() + plan.timeouts.connect);
-            failure = match self.alarm.limit(connect(&pool.target)).await {
-                Some(Ok(endpoint)) => return Ok((endpoint, stream)),
+            self.alarm.set(self.worker.alarms.soon() + service.timeouts.connect);
+            let error = match self.alarm.limit(connect(&pool.target)).await {
+                Some(Ok(endpoint)) => {
+                    picked.succeeded();
+                    return Ok((endpoint, Line { _place: place, _picked: picked }));
+                }
                 Some(Err(_)) => ProxyError::ConnectFailed,
                 None => ProxyError::ConnectTimeout,
             };
+            picked.failed();
+            failure = Some(error);
         }
-        Err(failure)
+        Err(failure.unwrap_or(ProxyError::NoEndpoint))
+    }
+
+    fn client_hash(&self) -> Option<u64> {
+        self.client.peer_addr().ok().map(|peer| hash_client(peer.ip().to_canonical()))
     }
 }
 

@@ -281,8 +281,8 @@ impl Worker {
     fn sweep(&self) {
         let now = Instant::now();
         for upstream in &self.view().upstreams {
-            for pool in &upstream.pools {
-                pool.sweep(&upstream.plan.pool, now);
+            for endpoint in &upstream.endpoints {
+                endpoint.pool.sweep(&upstream.plan.service.pool, now);
             }
         }
         self.listeners
@@ -300,7 +300,7 @@ impl Worker {
         }
         for upstream in &view.upstreams {
             let sum = traffic.upstream_connections.entry(Arc::clone(&upstream.plan.name)).or_default();
-            for (active, idle) in upstream.pools.iter().map(|pool| pool.counts()) {
+            for (active, idle) in upstream.endpoints.iter().map(|endpoint| endpoint.pool.counts()) {
                 sum.active += active as u64;
                 sum.idle += idle as u64;
             }

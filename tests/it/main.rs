@@ -6,6 +6,7 @@
 mod access_log;
 mod admin_api;
 mod bad_input;
+mod balance;
 mod cli;
 mod config_apply;
 mod harness;

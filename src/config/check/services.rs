@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::{
     super::{
         address,
-        document::{Balance, Endpoint, Pool, Service, Timeouts},
+        document::{Balance, Endpoint, HashOn, Pool, Service, Timeouts},
         field::{Field, Keys, Section},
         problem::shown,
     },
@@ -13,9 +13,8 @@ use super::{
 };
 
 pub(super) const SERVICE: Keys = Keys {
-    known: &["balance", "endpoints", "timeouts", "pool"],
+    known: &["balance", "hash_on", "endpoints", "timeouts", "pool"],
     later: &[
-        "hash_on",
         "health_check",
         "outlier",
         "circuit_breaker",
@@ -29,8 +28,8 @@ pub(super) const SERVICE: Keys = Keys {
 pub(super) const ENDPOINT: Keys = Keys { known: &["address", "weight"], later: &[] };
 pub(super) const TIMEOUTS: Keys = Keys { known: &["connect", "request", "idle"], later: &[] };
 pub(super) const POOL: Keys = Keys { known: &["max_idle", "idle_timeout", "max_connections"], later: &[] };
-const BALANCE_LATER: &[&str] =
-    &["weighted_round_robin", "least_connections", "peak_ewma", "random", "consistent_hash"];
+const BALANCE: &[&str] =
+    &["round_robin", "weighted_round_robin", "least_connections", "peak_ewma", "random", "consistent_hash"];
 
 pub(super) fn services(top: &Section<'_>) -> BTreeMap<String, Service> {
     let Some(field) = top.get("services") else { return BTreeMap::new() };
@@ -43,30 +42,65 @@ fn service(field: &Field<'_>) -> Service {
     let Some(section) = section else {
         return Service::default();
     };
-    if let Some(field) = section.get("balance") {
-        balance(field);
-    }
     Service {
-        balance: Balance::RoundRobin,
+        balance: balance(&section),
         endpoints: section.get("endpoints").map(endpoints).unwrap_or_default(),
         timeouts: timeouts(&section),
         pool: pool(&section),
     }
 }
 
-fn balance(field: &Field<'_>) {
-    let Some(text) = field.text() else { return };
-    if BALANCE_LATER.contains(&text) {
-        let suggestion = Some("use round_robin".into());
-        field.problem(format!("`{text}` is not supported by this build yet"), suggestion);
-    } else if text != "round_robin" {
-        let known = BALANCE_LATER.iter().copied().chain(["round_robin"]);
-        let suggestion = match field.report.nearest(text, known) {
-            Some(word) => format!("did you mean `{word}`?"),
-            None => "use round_robin".into(),
-        };
-        field.problem(format!("expected `round_robin`, found `{}`", shown(text)), Some(suggestion));
+fn balance(section: &Section<'_>) -> Balance {
+    let hash_on = section.get("hash_on");
+    let word = section.get("balance").map_or(Some("round_robin"), |field| field.choice(BALANCE));
+    let is_hash = word.is_none_or(|word| word == "consistent_hash");
+    if let Some(field) = hash_on.filter(|_| !is_hash) {
+        let suggestion = Some("write balance: consistent_hash, or remove it".into());
+        field.problem("only `balance: consistent_hash` looks at `hash_on`", suggestion);
     }
+    match word.unwrap_or("round_robin") {
+        "weighted_round_robin" => Balance::WeightedRoundRobin,
+        "least_connections" => Balance::LeastConnections,
+        "peak_ewma" => Balance::PeakEwma,
+        "random" => Balance::Random,
+        "consistent_hash" => {
+            let hash_on = hash_on.map_or(Some(HashOn::ClientIp), hash_key);
+            Balance::ConsistentHash(hash_on.unwrap_or(HashOn::ClientIp))
+        }
+        _ => Balance::RoundRobin,
+    }
+}
+
+fn hash_key(field: &Field<'_>) -> Option<HashOn> {
+    const EXPECTED: &str = "`client_ip`, `path`, `header:NAME` or `cookie:NAME`";
+    let text = field.text_as(EXPECTED)?;
+    match (text, text.split_once(':')) {
+        ("client_ip", _) => return Some(HashOn::ClientIp),
+        ("path", _) => return Some(HashOn::Path),
+        (_, Some(("header", name))) => match http::HeaderName::try_from(name.trim()) {
+            Ok(name) => return Some(HashOn::Header(name)),
+            Err(_) => {
+                field.problem(format!("`{}` is not the name of a header field", shown(name)), None);
+                return None;
+            }
+        },
+        (_, Some(("cookie", name))) => return cookie_name(field, name.trim()).map(HashOn::Cookie),
+        _ => {}
+    }
+    let suggestion =
+        field.report.nearest(text, ["client_ip", "path"]).map(|word| format!("did you mean `{word}`?"));
+    field.problem(format!("expected {EXPECTED}, found `{}`", shown(text)), suggestion);
+    None
+}
+
+/// RFC 6265, section 4.1.1: a token.
+fn cookie_name(field: &Field<'_>, name: &str) -> Option<String> {
+    let in_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+    if !name.is_empty() && name.len() <= 128 && name.bytes().all(in_token) {
+        return Some(name.to_owned());
+    }
+    field.problem(format!("`{}` is not the name of a cookie", shown(name)), None);
+    None
 }
 
 fn endpoints(field: &Field<'_>) -> Vec<Endpoint> {

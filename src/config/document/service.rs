@@ -16,11 +16,34 @@ pub struct Service {
 }
 
 /// How an endpoint is chosen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum Balance {
     /// In turn.
     #[default]
     RoundRobin,
+    /// In turn by weight, as evenly spread as can be.
+    WeightedRoundRobin,
+    /// The one with the fewest requests under way for its weight.
+    LeastConnections,
+    /// The better of two by latency and requests under way.
+    PeakEwma,
+    /// At random by weight.
+    Random,
+    /// The same one for the same key.
+    ConsistentHash(HashOn),
+}
+
+/// What a request's endpoint depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HashOn {
+    /// The value of a header field.
+    Header(http::HeaderName),
+    /// The value of a cookie.
+    Cookie(String),
+    /// The client's address without its port.
+    ClientIp,
+    /// The path in its normal form, without the query.
+    Path,
 }
 
 /// One address of a service.
