@@ -6,7 +6,10 @@ use gogate::{config::node::AccessTarget, telemetry::access_log::AccessLog};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::upstream::{Gateway, Peer, Upstream, document, eventually, service, yaml};
+use crate::{
+    harness::{TestCluster, eventually as wait_for, get, gogate, run},
+    upstream::{Gateway, Peer, Upstream, document, eventually, service, yaml},
+};
 
 /// A gateway and the file that it logs to.
 struct Logged {
@@ -186,4 +189,45 @@ fn dropped_lines_are_a_metric_where_there_is_a_log() {
     gateway.await_metric("gogate_access_log_dropped_total 1");
     let silent = Gateway::start(&document(&[upstream.address]));
     assert!(!silent.metrics().contains("gogate_access_log_dropped_total"));
+}
+
+#[test]
+fn a_node_writes_every_line_to_the_file_that_has_the_name() {
+    let mut cluster = TestCluster::prepare(1);
+    let folder = cluster.dir.path().to_owned();
+    let [log, moved] = ["access.log", "access.log.1"].map(|name| folder.join(name));
+    let node_file = folder.join("n1.yaml");
+    let mut settings = std::fs::read_to_string(&node_file).unwrap();
+    settings.push_str(&format!("log: {{ access: \"{}\" }}\n", log.display()));
+    std::fs::write(&node_file, settings).unwrap();
+    cluster.start_node(0);
+    cluster.wait_until_ready();
+    cluster.apply(0, "routes: []");
+
+    let within = Duration::from_secs(10);
+    assert_eq!(get(cluster.web(0), "/before").unwrap().status, 404);
+    wait_for(within, "the line is written soon", || {
+        let text = std::fs::read_to_string(&log).unwrap_or_default();
+        if text.contains("\"GET /before HTTP/1.1\" 404 ") { Ok(()) } else { Err(text) }
+    });
+    std::fs::rename(&log, &moved).unwrap();
+    cluster.signal(0, rustix::process::Signal::HUP);
+    wait_for(within, "the file is opened anew", || {
+        log.metadata().map(drop).map_err(|error| error.to_string())
+    });
+    assert_eq!(get(cluster.web(0), "/after").unwrap().status, 404);
+    cluster.stop(0);
+    let text = std::fs::read_to_string(&log).unwrap();
+    assert!(text.contains("\"GET /after HTTP/1.1\" 404 ") && text.contains(" reason=no_route "), "{text}");
+    assert!(!text.contains("/before"), "{text}");
+}
+
+#[test]
+fn a_node_whose_log_cannot_be_opened_says_so_and_does_not_start() {
+    let cluster = TestCluster::prepare(1);
+    let (code, _, said) = run(gogate()
+        .args(["serve", "--set", "log.access=/nowhere/access.log", "--config"])
+        .arg(cluster.dir.path().join("n1.yaml")));
+    assert_eq!(code, Some(1));
+    assert!(said.contains("log.access: /nowhere/access.log cannot be opened: No such file"), "{said}");
 }
