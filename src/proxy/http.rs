@@ -272,7 +272,7 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
     let view = client.worker.view();
     let (parts, body) = request.into_parts();
     let request_id = RequestId::of(&parts.headers, || client.worker.random());
-    let mut record = Record::begin(&client, started, &parts, &request_id);
+    let mut record = Record::begin(&client, &view, started, &parts, &request_id);
     let exchange = exchange(&client, &view, parts, body, &request_id, &mut record);
     let mut close = client.worker.is_draining();
     let mut response = match exchange.await {

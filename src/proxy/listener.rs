@@ -256,7 +256,7 @@ impl Accepted {
                 tokio::task::spawn_local(http::serve(worker, state, tcp, client, permit));
             }
             Destination::Service(_) | Destination::Names(_) => {
-                tokio::task::spawn_local(tcp::serve(worker, state, view, settings, tcp, permit));
+                tokio::task::spawn_local(tcp::serve(worker, state, view, settings, tcp, client, permit));
             }
         }
     }

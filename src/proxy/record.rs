@@ -23,6 +23,7 @@ use super::{
     http::Client,
     listener::ListenerState,
     policy::Passed,
+    upstream::View,
     worker::Worker,
 };
 use crate::{config::document::IpNetwork, telemetry::access_log::Entry};
@@ -34,6 +35,10 @@ const CLIENT_LEFT: u16 = 499;
 pub(super) const CLIENT_LEFT_REASON: &str = "client_left";
 pub(super) const COMPLETE: &str = "complete";
 pub(super) const UPSTREAM_CUT: &str = "upstream_cut";
+/// It was still under way at the drain's deadline.
+const DRAIN_CUT: &str = "drain_cut";
+/// One side of a stream was gone without an end, which the other was told.
+const RESET: &str = "reset";
 
 /// A request being counted: what it has come to is counted when this is dropped.
 #[derive(Debug)]
@@ -72,18 +77,45 @@ pub(super) struct Journey {
     request_bytes: Cell<u64>,
 }
 
+/// A stream to be logged: when this is dropped.
+#[derive(Debug)]
+pub(super) struct StreamRecord {
+    worker: Rc<Worker>,
+    listener: Rc<ListenerState>,
+    client: IpAddr,
+    started: Instant,
+    host: RefCell<Option<String>>,
+    service: RefCell<Option<Arc<str>>>,
+    endpoint: RefCell<Option<Arc<str>>>,
+    attempts: Cell<u32>,
+    connect: Cell<Option<Duration>>,
+    reason: Cell<&'static str>,
+    pub(super) carried: Rc<Carried>,
+}
+
+/// What a stream has carried so far.
+#[derive(Debug, Default)]
+pub(super) struct Carried {
+    /// Bytes to the endpoint.
+    pub(super) up: Cell<u64>,
+    /// Bytes to the client.
+    pub(super) down: Cell<u64>,
+    /// It did not end as both sides wanted.
+    pub(super) reset: Cell<bool>,
+}
+
 // === impl Record ===
 
 impl Record {
     /// A request whose head is here.
     pub(super) fn begin(
         client: &Rc<Client>,
+        view: &View,
         started: Instant,
         parts: &Parts,
         request_id: &RequestId,
     ) -> Self {
-        let journey = client.worker.access_log.as_ref().map(|_| Rc::new(Journey::begin(parts, request_id)));
-        Self {
+        let mut record = Self {
             client: Rc::clone(client),
             figures: Rc::clone(&client.worker.unrouted),
             started,
@@ -93,8 +125,13 @@ impl Record {
             response_bytes: 0,
             client_address: None,
             passed: None,
-            journey,
+            journey: None,
+        };
+        if client.worker.access_log.is_some() {
+            record.client_address(&parts.headers, &view.table.routing.trusted_proxies);
+            record.journey = Some(Rc::new(Journey::begin(parts, request_id)));
         }
+        record
     }
 
     /// Whose request it is.
@@ -202,6 +239,14 @@ impl Journey {
     fn log(&self, record: &Record, total: Duration) {
         let client = &record.client;
         let Some(lines) = &client.worker.access_log else { return };
+        let vouched_for;
+        let address = match record.client_address {
+            Some(address) if address != client.address => {
+                vouched_for = address.to_string();
+                vouched_for.as_bytes()
+            }
+            Some(_) | None => client.peer.ip.as_bytes(),
+        };
         let absolute;
         let target = match self.target.path_and_query() {
             Some(target) if self.target.authority().is_none() => target.as_str(),
@@ -212,7 +257,7 @@ impl Journey {
         };
         let (route, service) = record.figures.names();
         lines.add(&Entry {
-            client: client.peer.ip.as_bytes(),
+            client: address,
             listener: &client.listener.name.borrow(),
             method: Some(self.method.as_str()),
             target: Some(target.as_bytes()),
@@ -229,7 +274,10 @@ impl Journey {
             total,
             request_bytes: self.request_bytes.get(),
             response_bytes: record.response_bytes,
-            reason: record.reason,
+            reason: match record.reason {
+                CLIENT_LEFT_REASON if client.worker.is_cut() => DRAIN_CUT,
+                reason => reason,
+            },
             request_id: Some(self.request_id.as_bytes()),
             trace_id: self.trace_id.as_ref().map(HeaderValue::as_bytes),
             user_agent: self.user_agent.as_ref().map(HeaderValue::as_bytes),
@@ -239,6 +287,85 @@ impl Journey {
 
 fn add(sum: &Cell<Option<Duration>>, more: Duration) {
     sum.set(Some(sum.get().unwrap_or_default() + more));
+}
+
+// === impl StreamRecord ===
+
+impl StreamRecord {
+    /// A stream that was accepted; none where there is no access log.
+    pub(super) fn begin(
+        worker: &Rc<Worker>,
+        listener: &Rc<ListenerState>,
+        client: IpAddr,
+    ) -> Option<Rc<Self>> {
+        worker.access_log.as_ref()?;
+        Some(Rc::new(Self {
+            worker: Rc::clone(worker),
+            listener: Rc::clone(listener),
+            client,
+            started: Instant::now(),
+            host: RefCell::default(),
+            service: RefCell::default(),
+            endpoint: RefCell::default(),
+            attempts: Cell::default(),
+            connect: Cell::default(),
+            reason: Cell::new(DRAIN_CUT),
+            carried: Rc::default(),
+        }))
+    }
+
+    /// The name that a TLS client asked for.
+    pub(super) fn asked_for(&self, name: Option<String>) {
+        *self.host.borrow_mut() = name;
+    }
+
+    /// Its service is known.
+    pub(super) fn goes_to(&self, service: &Arc<str>) {
+        *self.service.borrow_mut() = Some(Arc::clone(service));
+    }
+
+    /// An endpoint is tried, now.
+    pub(super) fn attempt(&self, endpoint: &Arc<str>) -> Instant {
+        self.attempts.set(self.attempts.get().saturating_add(1));
+        *self.endpoint.borrow_mut() = Some(Arc::clone(endpoint));
+        Instant::now()
+    }
+
+    /// A connection was opened, or not, since then.
+    pub(super) fn connected(&self, since: Instant) {
+        add(&self.connect, since.elapsed());
+    }
+
+    /// What became of it.
+    pub(super) fn ended(&self, result: &Result<(), ProxyError>) {
+        self.reason.set(match result {
+            Err(error) => error.row().reason,
+            Ok(()) if self.endpoint.borrow().is_none() => CLIENT_LEFT_REASON,
+            Ok(()) if self.carried.reset.get() => RESET,
+            Ok(()) => COMPLETE,
+        });
+    }
+}
+
+impl Drop for StreamRecord {
+    fn drop(&mut self) {
+        let Some(lines) = &self.worker.access_log else { return };
+        lines.add(&Entry {
+            client: self.client.to_string().as_bytes(),
+            listener: &self.listener.name.borrow(),
+            protocol: "TCP",
+            host: self.host.borrow().as_deref().map(str::as_bytes),
+            service: self.service.borrow().as_deref(),
+            endpoint: self.endpoint.borrow().as_deref(),
+            attempts: self.attempts.get(),
+            connect: self.connect.get(),
+            total: self.started.elapsed(),
+            request_bytes: self.carried.up.get(),
+            response_bytes: self.carried.down.get(),
+            reason: self.reason.get(),
+            ..Entry::default()
+        });
+    }
 }
 
 // === refusals without a request ===

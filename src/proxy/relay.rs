@@ -23,7 +23,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{alarm::Alarm, error::ProxyError, figures::Counter, listener::ListenerState, worker::Worker};
+use super::{
+    alarm::Alarm, error::ProxyError, figures::Counter, listener::ListenerState, record::Carried,
+    worker::Worker,
+};
 
 /// The worker's buffer, and the most that a direction copies at once.
 const BUFFER_BYTES: usize = 16 << 10;
@@ -54,6 +57,8 @@ pub(super) struct Relay {
     endpoint: TcpStream,
     up: Direction,
     down: Direction,
+    /// Where it is told what was carried, if anybody wants to know.
+    carried: Option<Rc<Carried>>,
 }
 
 /// One way from socket to socket.
@@ -61,6 +66,8 @@ pub(super) struct Relay {
 struct Direction {
     state: State,
     held: Held,
+    /// Bytes that the receiver took.
+    carried: u64,
     full_reads: u8,
     /// Splice does not work here.
     copies_only: bool,
@@ -116,7 +123,12 @@ impl Relay {
         endpoint: TcpStream,
     ) -> Self {
         let (up, down) = (Direction::new(), Direction::new());
-        Self { worker, listener, alarm, idle, client, endpoint, up, down }
+        Self { worker, listener, alarm, idle, client, endpoint, up, down, carried: None }
+    }
+
+    /// Has what is carried counted there, too.
+    pub(super) fn count_in(&mut self, carried: Rc<Carried>) {
+        self.carried = Some(carried);
     }
 
     /// Has `bytes` go to the endpoint before what the client sends.
@@ -134,6 +146,10 @@ impl Relay {
         let (copying, listener) = (&self.worker.copying, &*self.listener);
         let up = self.up.advance(cx, &mut self.client, &mut self.endpoint, copying, &listener.bytes_in);
         let down = self.down.advance(cx, &mut self.endpoint, &mut self.client, copying, &listener.bytes_out);
+        if let Some(carried) = &self.carried {
+            carried.up.set(self.up.carried);
+            carried.down.set(self.down.carried);
+        }
         match (up, down) {
             (Err(_), _) => return self.reset(),
             (_, Err(_)) => return self.reset(),
@@ -149,6 +165,9 @@ impl Relay {
 
     /// One side is gone without an end: the other is to know that it was not one.
     fn reset(&self) -> Poll<Result<(), ProxyError>> {
+        if let Some(carried) = &self.carried {
+            carried.reset.set(true);
+        }
         for side in [&self.client, &self.endpoint] {
             // A side that cannot be told is gone itself.
             let _ = side.set_zero_linger();
@@ -161,7 +180,7 @@ impl Relay {
 
 impl Direction {
     fn new() -> Self {
-        Self { state: State::Open, held: Held::Nothing, full_reads: 0, copies_only: false }
+        Self { state: State::Open, held: Held::Nothing, carried: 0, full_reads: 0, copies_only: false }
     }
 
     fn hold(&mut self, bytes: Vec<u8>) {
@@ -203,6 +222,7 @@ impl Direction {
             match step? {
                 Step::Moved(bytes) => {
                     count.add(bytes as u64);
+                    self.carried += bytes as u64;
                     moved = true;
                 }
                 Step::End => self.state = State::Ending,

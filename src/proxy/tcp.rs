@@ -6,7 +6,13 @@
 //! Neighbours: `listener` hands over sockets, `client_hello` reads the name that a TLS client asks for, `upstream`
 //! chooses.
 
-use std::{io, rc::Rc, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+    sync::Arc,
+    time::Instant,
+};
 
 use bytes::BufMut;
 use tokio::{io::AsyncReadExt, net::TcpStream};
@@ -18,6 +24,7 @@ use super::{
     error::ProxyError,
     listener::{ListenerState, Permit},
     pool::StreamPlace,
+    record::StreamRecord,
     relay::Relay,
     table::{CompiledListener, Destination, Location, Target},
     upstream::{LocalUpstream, Picked, View, Wish},
@@ -36,6 +43,10 @@ struct Stream {
     listener: Rc<ListenerState>,
     alarm: Rc<Alarm>,
     client: TcpStream,
+    /// Whose it is: the peer's, or what its PROXY header says.
+    address: IpAddr,
+    /// None: there is no access log.
+    record: Option<Rc<StreamRecord>>,
 }
 
 /// Carries a client's connection to its end. The permit goes with it.
@@ -45,10 +56,14 @@ pub(super) async fn serve(
     view: Rc<View>,
     settings: Arc<CompiledListener>,
     client: TcpStream,
+    address: SocketAddr,
     permit: Permit,
 ) {
     let alarm = worker.alarms.add();
-    let stream = Stream { worker: Rc::clone(&worker), listener, alarm, client };
+    let address = address.ip().to_canonical();
+    let record = StreamRecord::begin(&worker, &listener, address);
+    let stream =
+        Stream { worker: Rc::clone(&worker), listener, alarm, client, address, record: record.clone() };
     let carried = match stream.begin(view, settings).await {
         Ok(Some((relay, place))) => {
             let ended = relay.run().await;
@@ -58,6 +73,9 @@ pub(super) async fn serve(
         Ok(None) => Ok(()),
         Err(error) => Err(error),
     };
+    if let Some(record) = &record {
+        record.ended(&carried);
+    }
     if let Err(error) = carried {
         worker.figures.reject(error.row().reason);
     }
@@ -83,7 +101,11 @@ impl Stream {
                 self.alarm.set(self.worker.alarms.soon() + view.table.routing.limits.header_timeout);
                 let name = self.alarm.limit(read_name(&mut self.client, &mut first)).await;
                 let Some(name) = name.unwrap_or(Err(ProxyError::NotTls))? else { return Ok(None) };
-                names.find(name.as_deref()).ok_or(ProxyError::NoServerName)?
+                let found = names.find(name.as_deref());
+                if let Some(record) = &self.record {
+                    record.asked_for(name);
+                }
+                found.ok_or(ProxyError::NoServerName)?
             }
             Destination::Service(service) => *service,
             Destination::Routes => return Ok(None),
@@ -93,6 +115,9 @@ impl Stream {
         let idle = settings.idle.unwrap_or(upstream.plan.service.timeouts.stream);
         let mut relay = Relay::new(self.worker, self.listener, self.alarm, idle, self.client, endpoint);
         relay.send_first(first);
+        if let Some(record) = self.record {
+            relay.count_in(Rc::clone(&record.carried));
+        }
         Ok(Some((relay, place)))
     }
 
@@ -100,8 +125,11 @@ impl Stream {
     async fn open(&self, upstream: &Rc<LocalUpstream>) -> Result<(TcpStream, Line), ProxyError> {
         let plan = &upstream.plan;
         let service = &*plan.service;
+        if let Some(record) = &self.record {
+            record.goes_to(&plan.name);
+        }
         let hash = match service.balance {
-            Balance::ConsistentHash(HashOn::ClientIp) => self.client_hash(),
+            Balance::ConsistentHash(HashOn::ClientIp) => Some(hash_client(self.address)),
             _ => None,
         };
         let mut tried: Vec<u64> = Vec::new();
@@ -122,7 +150,12 @@ impl Stream {
                 continue;
             };
             self.alarm.set(self.worker.alarms.soon() + service.timeouts.connect);
-            let error = match self.alarm.limit(connect(&pool.target)).await {
+            let began = self.record.as_deref().map(|record| record.attempt(&pool.target.address));
+            let connected = self.alarm.limit(connect(&pool.target)).await;
+            if let (Some(record), Some(began)) = (&self.record, began) {
+                record.connected(began);
+            }
+            let error = match connected {
                 Some(Ok(endpoint)) => {
                     picked.succeeded();
                     return Ok((endpoint, Line { _place: place, _picked: picked }));
@@ -134,10 +167,6 @@ impl Stream {
             failure = Some(error);
         }
         Err(failure.unwrap_or(ProxyError::NoEndpoint))
-    }
-
-    fn client_hash(&self) -> Option<u64> {
-        self.client.peer_addr().ok().map(|peer| hash_client(peer.ip().to_canonical()))
     }
 }
 

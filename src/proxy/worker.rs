@@ -62,6 +62,7 @@ pub(super) struct Worker {
     view: RefCell<Rc<View>>,
     listeners: RefCell<BTreeMap<u64, Accepting>>,
     draining: Cell<bool>,
+    cut: Cell<bool>,
     random: Cell<u64>,
     number: usize,
 }
@@ -162,6 +163,7 @@ fn run(
                         worker.sweep();
                     }
                     if deadline.is_some_and(|deadline| worker.is_idle() || Instant::now() >= deadline) {
+                        worker.cut.set(true);
                         break;
                     }
                 }
@@ -187,6 +189,7 @@ impl Worker {
             view: RefCell::new(Rc::new(view)),
             listeners: RefCell::default(),
             draining: Cell::new(false),
+            cut: Cell::new(false),
             random: Cell::new(rand::random()),
             number,
         })
@@ -208,6 +211,11 @@ impl Worker {
     /// Whether answers should close their connections.
     pub(super) fn is_draining(&self) -> bool {
         self.draining.get()
+    }
+
+    /// Whether what is still under way is cut off: the drain's deadline has passed.
+    pub(super) fn is_cut(&self) -> bool {
+        self.cut.get()
     }
 
     /// The next of a sequence that nobody outside can guess to be wrong about (splitmix64): ids, not secrets.

@@ -1,8 +1,15 @@
 //! The access log: what a request's line says, from real requests.
 
-use std::{net::TcpListener, time::Duration};
+use std::{
+    io::{Read, Write},
+    net::TcpListener,
+    time::Duration,
+};
 
-use gogate::{config::node::AccessTarget, telemetry::access_log::AccessLog};
+use gogate::{
+    config::{document::IpNetwork, node::AccessTarget},
+    telemetry::access_log::AccessLog,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -177,6 +184,56 @@ fn a_line_says_who_ended_an_answer_early() {
     let lines = logged.lines();
     assert_eq!((&lines[0]["status"], &lines[0]["reason"]), (&499.into(), &"client_left".into()));
     assert_eq!(lines[0]["first_byte_ms"], Value::Null);
+}
+
+#[test]
+fn a_stream_is_a_line_when_it_ends() {
+    let echo = Upstream::start(|mut peer| {
+        let mut bytes = [0; 5];
+        while peer.0.read_exact(&mut bytes).is_ok() {
+            peer.0.get_mut().write_all(&bytes).unwrap();
+        }
+    });
+    let document = yaml(&format!(
+        "listeners: {{ web: {{ address: '127.0.0.1:0', protocol: tcp, service: echo }} }}
+services: {{ echo: {{ endpoints: [{{ address: '{}' }}] }} }}",
+        echo.address
+    ));
+    let logged = Logged::start(&document);
+    let mut client = logged.gateway.client();
+    client.send("hello");
+    let mut answer = [0; 5];
+    client.0.read_exact(&mut answer).unwrap();
+    client.0.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(client.is_closed());
+    let lines = logged.lines();
+    let [line] = &lines[..] else { panic!("{lines:#?}") };
+    for (field, expected) in [
+        ("protocol", "TCP"),
+        ("client", "127.0.0.1"),
+        ("listener", "web"),
+        ("service", "echo"),
+        ("endpoint", &echo.address.to_string()),
+        ("reason", "complete"),
+    ] {
+        assert_eq!(line[field], expected, "{field}");
+    }
+    for (field, expected) in [("attempts", 1), ("request_bytes", 5), ("response_bytes", 5)] {
+        assert_eq!(line[field], expected, "{field}");
+    }
+    assert!(line["connect_ms"].is_number() && line["status"].is_null() && line["target"].is_null());
+}
+
+#[test]
+fn a_trusted_proxy_says_whose_request_is_logged() {
+    let upstream = Upstream::echo();
+    let mut trusting = document(&[upstream.address]);
+    trusting.trusted_proxies.push(IpNetwork { address: "127.0.0.0".parse().unwrap(), prefix: 8 });
+    let logged = Logged::start(&trusting);
+    let mut client = logged.gateway.client();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n");
+    assert_eq!(client.answer().status(), 200);
+    assert_eq!(logged.lines()[0]["client"], "192.0.2.7");
 }
 
 #[test]
