@@ -1,10 +1,11 @@
 //! The gateway document: text → [`Document`], or every problem with its place and a suggestion.
 //!
-//! A file a section: `listeners`, `services`, `policies`, `routes`.
+//! A file a section: `listeners`, `services`, `policies`, `routes`, and `actions` for what a route does.
 //! Invariants: a [`Document`] leaves here only if nothing is wrong with it; no input panics or takes
 //! unbounded time; reading does not stop at the first problem. Neighbours: `yaml` and `field` read,
 //! `address` judges single values; the admin API, `gogate check` and the node's own file come here.
 
+mod actions;
 mod listeners;
 mod policies;
 mod routes;

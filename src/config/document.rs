@@ -5,6 +5,7 @@
 //! registered, every listener that a route names exists, names are unique. Neighbours: `check` makes it,
 //! `control::compile` turns it and the registry into a `proxy::table::RoutingTable`.
 
+mod action;
 mod listener;
 mod policy;
 mod route;
@@ -13,6 +14,7 @@ mod service;
 use std::{collections::BTreeMap, time::Duration};
 
 pub use self::{
+    action::{Action, Part, Redirect, Respond, Share},
     listener::{ConnectionRate, Listener, Protocol},
     policy::{HeaderEdit, Policy, PolicyKind},
     route::{HostPattern, Match, PathPattern, Route, Wanted},

@@ -175,6 +175,14 @@ impl<'a> Field<'a> {
         None
     }
 
+    /// Text of any length, empty too.
+    pub fn any_text(&self, expected: &str) -> Option<&'a str> {
+        match &self.node.value {
+            Value::Scalar { text, style } if text.is_empty() && *style != Style::Plain => Some(text),
+            _ => self.text_as(expected),
+        }
+    }
+
     /// A name: of a node, a listener, a service, a route.
     pub fn name(&self) -> Option<&'a str> {
         let name = self.text_as("a name")?;

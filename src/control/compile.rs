@@ -10,7 +10,7 @@ use gogate_cluster::state::Registry;
 use crate::{
     config::{
         Problem, check,
-        document::{Document, Endpoint, Listener},
+        document::{Document, Endpoint, Listener, Route},
     },
     proxy::RoutingTable,
 };
@@ -39,7 +39,7 @@ fn endpoints(registry: &Registry, name: &str) -> Vec<Endpoint> {
 /// live by registration alone.
 #[must_use]
 pub fn services(document: &Document) -> BTreeSet<String> {
-    let routed = document.routes.iter().map(|route| &route.service);
+    let routed = document.routes.iter().flat_map(Route::services);
     let streamed = document.listeners.values().flat_map(Listener::services);
     document.services.keys().chain(routed).chain(streamed).cloned().collect()
 }

@@ -17,7 +17,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use http::{HeaderValue, Method, Request, Response, Uri, header, request::Parts};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header, request::Parts};
 use http_body::Body;
 use hyper::{
     body::Incoming,
@@ -31,9 +32,11 @@ use tokio::{
 };
 
 use super::{
+    action::Action,
     alarm::Alarm,
     balance::hash_key,
     error::{Blame, ProxyError},
+    fixed::Repeatable,
     forward::{AnswerBody, Answered, Line, Outgoing, forward},
     framing::Framing,
     headers::{self, Peer, RequestId},
@@ -123,6 +126,12 @@ impl Client {
             Poll::Pending => Poll::Pending,
         });
         done.await.unwrap_or(Err(late))
+    }
+
+    /// It may be read as slowly as any other body.
+    fn own_answer_begins(&self) {
+        self.alarm.set_ceiling(None);
+        self.alarm.set(self.worker.alarms.soon() + KEEP_ALIVE);
     }
 
     /// The answer is over.
@@ -276,7 +285,7 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
     let exchange = exchange(&client, &view, parts, body, &request_id, &mut record);
     let mut close = client.worker.is_draining();
     let mut response = match exchange.await {
-        Ok(endpoint) => {
+        Ok(Answer::Endpoint(endpoint)) => {
             close |= endpoint.early;
             record.answered(endpoint.response.status());
             let (mut parts, incoming) = endpoint.response.into_parts();
@@ -285,13 +294,18 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
             let body = AnswerBody::endpoint(incoming, endpoint.line, endpoint.idle, &client, record);
             Response::from_parts(parts, body)
         }
+        Ok(Answer::Fixed(response)) => {
+            record.answered_by_route(response.status());
+            client.own_answer_begins();
+            let (mut parts, content) = response.into_parts();
+            record.finish(&mut parts.headers);
+            Response::from_parts(parts, AnswerBody::own(content, &client, record))
+        }
         Err(error) => {
             let row = error.row();
             record.failed(&row);
             client.worker.figures.reject(row.reason);
-            // The answer may be read as slowly as any other body.
-            client.alarm.set_ceiling(None);
-            client.alarm.set(client.worker.alarms.soon() + KEEP_ALIVE);
+            client.own_answer_begins();
             if row.blame == Blame::Upstream {
                 tracing::debug!(reason = row.reason, service = %record.figures.names().1, "request failed");
             }
@@ -304,6 +318,13 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     Ok(response)
+}
+
+/// What a request came to.
+enum Answer {
+    Endpoint(FromEndpoint),
+    /// The route's own.
+    Fixed(Response<Bytes>),
 }
 
 /// An endpoint's answer, its body still to come.
@@ -322,7 +343,7 @@ async fn exchange(
     body: Incoming,
     request_id: &RequestId,
     record: &mut Record,
-) -> Result<FromEndpoint, ProxyError> {
+) -> Result<Answer, ProxyError> {
     let routing = &*view.table.routing;
     let host = host_of(&parts)?;
     let (uri, encoded_slash) = origin_form(&parts.method, &parts.uri)?;
@@ -333,21 +354,13 @@ async fn exchange(
     }
     let place = found?;
     let route = &routing.routes[place];
-    record.figures = Rc::clone(&view.figures[place]);
+    record.figures = Rc::clone(&view.figures[route.counted]);
     let bytes_max = routing.limits.body_bytes;
     if bytes_max.is_some_and(|bytes_max| body.size_hint().lower() > bytes_max) {
         return Err(ProxyError::BodyTooLarge);
     }
 
-    let upstream = &view.upstreams[route.upstream];
-    let service = &*upstream.plan.service;
-    let timeouts = &service.timeouts;
-    let answer_within = route.timeout.unwrap_or(timeouts.request);
     client.alarm.set_ceiling(route.timeout.map(|timeout| record.started + timeout));
-    let hash = match &service.balance {
-        Balance::ConsistentHash(on) => hash_key(on, &parts.headers, uri.path(), client.address),
-        _ => None,
-    };
     let trusted = view.table.trusts(client.address);
     headers::prepare_request(&mut parts.headers, &client.peer, request_id, trusted, host.as_ref());
     match host {
@@ -361,6 +374,25 @@ async fn exchange(
         record.passed = Some(Passed::new(policies));
         policies.admit(&mut Passing { parts: &mut parts, client })?;
     }
+    let branch = match &route.action {
+        Action::Send(branch) => branch,
+        Action::Split(split) => {
+            let branch = &split.branches[split.turns.take()];
+            record.figures = Rc::clone(&view.figures[branch.counted]);
+            branch
+        }
+        Action::Answer(answer) => {
+            return answer.response(&repeatable(&parts.headers, &uri)).map(Answer::Fixed);
+        }
+    };
+    let upstream = &view.upstreams[branch.upstream];
+    let service = &*upstream.plan.service;
+    let timeouts = &service.timeouts;
+    let hash = match &service.balance {
+        Balance::ConsistentHash(on) => hash_key(on, &parts.headers, uri.path(), client.address),
+        _ => None,
+    };
+    let answer_within = route.timeout.unwrap_or(timeouts.request);
     let upload =
         (!body.is_end_stream()).then(|| Upload::new(body, record, bytes_max, timeouts.idle, answer_within));
     let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
@@ -368,7 +400,15 @@ async fn exchange(
         forward(client, upstream, outgoing, hash, record, answer_within).await?;
     client.alarm.set_ceiling(None);
     let early = upload.is_some_and(|upload| !upload.has_ended());
-    Ok(FromEndpoint { response, line, idle: timeouts.idle, early })
+    Ok(Answer::Endpoint(FromEndpoint { response, line, idle: timeouts.idle, early }))
+}
+
+/// What a redirect may repeat; `headers` are as the endpoint would see them, so that the scheme is a trusted
+/// proxy's or this connection's.
+fn repeatable<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Repeatable<'a> {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
+    let scheme = if text("x-forwarded-proto") == "https" { "https" } else { "http" };
+    Repeatable { host: without_port(text("host")), uri, scheme }
 }
 
 fn find_route(

@@ -10,11 +10,12 @@
 //! 2. [`http`] takes the worker's view of the table ([`upstream::View`]) and keeps it to the end.
 //! 3. [`path`] puts the path into its one form, [`route_match`] finds the route, or 404, or 405.
 //! 4. [`headers`] makes the client's head the endpoint's; the route's policies run, in [`policy`]'s order.
-//! 5. [`balance`] chooses the endpoint, [`pool`] lends a connection or opens one; [`forward`] sends, and decides
+//! 5. The route sends it to a service, to one of several in turns ([`split`]), or answers itself ([`fixed`]).
+//! 6. [`balance`] chooses the endpoint, [`pool`] lends a connection or opens one; [`forward`] sends, and decides
 //!    whether a failure may be met by sending again; [`upload`] streams the body.
-//! 6. The answer streams back ([`forward::AnswerBody`]); its connection returns to the pool.
-//! 7. A failure at any step is one [`error::ProxyError`], and [`error`] alone makes it an answer.
-//! 8. [`record`] has [`figures`] count the request when its body is gone, and the access log take its line.
+//! 7. The answer streams back ([`forward::AnswerBody`]); its connection returns to the pool.
+//! 8. A failure at any step is one [`error::ProxyError`], and [`error`] alone makes it an answer.
+//! 9. [`record`] has [`figures`] count the request when its body is gone, and the access log take its line.
 //!
 //! The life of a stream, on a listener that is not for HTTP:
 //! 1. [`listener`] accepts as above, and reads the PROXY header where there is to be one ([`proxy_protocol`]).
@@ -23,6 +24,7 @@
 //! 3. [`balance`] chooses the endpoint; another one is tried while nothing was sent.
 //! 4. [`relay`] copies both ways until both have ended; a new table changes nothing for it.
 
+mod action;
 mod alarm;
 mod balance;
 mod client_address;
@@ -32,6 +34,7 @@ mod connection_rate;
 mod cookie;
 mod error;
 mod figures;
+mod fixed;
 mod forward;
 mod framing;
 mod headers;
@@ -44,6 +47,7 @@ mod proxy_protocol;
 mod record;
 mod relay;
 mod route_match;
+mod split;
 mod stream;
 mod table;
 mod tcp;

@@ -165,6 +165,12 @@ impl Record {
         }
     }
 
+    /// The route has an answer of its own.
+    pub(super) fn answered_by_route(&mut self, status: StatusCode) {
+        self.status = status.as_u16();
+        self.reason = COMPLETE;
+    }
+
     /// The gateway answers itself.
     pub(super) fn failed(&mut self, row: &Row) {
         self.status = row.status.as_u16();

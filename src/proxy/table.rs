@@ -15,9 +15,10 @@ use std::{
 use tracing::warn;
 
 use super::{
+    action::{Action, CompiledRoute, RouteCompiler},
     balance::{Ring, hash_of},
-    policy::RoutePolicies,
     route_match::RouteIndex,
+    split::Turns,
 };
 use crate::config::document::{
     Balance, ConnectionRate, Document, Endpoint, HostPattern, IpNetwork, Limits, Listener, Protocol, Route,
@@ -30,7 +31,7 @@ pub struct RoutingTable {
     version: u64,
     /// What only a document changes.
     pub(super) routing: Arc<Routing>,
-    /// Indexed by [`CompiledRoute::upstream`].
+    /// Indexed by [`super::action::Branch::upstream`].
     pub(super) upstreams: Vec<Arc<Upstream>>,
     /// By the number of the open listener: a listener takes its new name in the same swap as its routes.
     indexes: Arc<HashMap<u64, Arc<RouteIndex>>>,
@@ -47,6 +48,8 @@ pub(super) struct Routing {
     /// By listener name.
     compiled: HashMap<Box<str>, Arc<CompiledListener>>,
     pub(super) routes: Vec<CompiledRoute>,
+    /// What requests are counted by: a route's name and a service's, empty where there is none.
+    pub(super) counted: Vec<(Arc<str>, Arc<str>)>,
     pub(super) trusted_proxies: Vec<IpNetwork>,
     pub(super) limits: Arc<Limits>,
     /// Service name → its place in the table's upstreams.
@@ -81,18 +84,6 @@ pub(super) struct ServerNames {
     /// Without their `*.`.
     wildcards: HashMap<Box<str>, usize>,
     fallback: Option<usize>,
-}
-
-/// A route as requests use it.
-#[derive(Debug)]
-pub(super) struct CompiledRoute {
-    pub(super) name: Arc<str>,
-    pub(super) service: Arc<str>,
-    pub(super) upstream: usize,
-    pub(super) allow_encoded_slash: bool,
-    pub(super) timeout: Option<Duration>,
-    /// None costs a request nothing.
-    pub(super) policies: Option<Arc<RoutePolicies>>,
 }
 
 /// A service's endpoints and settings, as every worker lives them.
@@ -171,7 +162,7 @@ impl RoutingTable {
         let mut upstreams = Vec::new();
         let mut services = HashMap::new();
         let undeclared = Service::default();
-        let routed = document.routes.iter().map(|route| &route.service);
+        let routed = document.routes.iter().flat_map(Route::services);
         let streamed = document.listeners.values().flat_map(Listener::services);
         for name in document.services.keys().chain(routed).chain(streamed) {
             if services.contains_key(name.as_str()) {
@@ -184,7 +175,7 @@ impl RoutingTable {
             services.insert(Arc::clone(&upstream.name), upstreams.len());
             upstreams.push(previous.carry_over(upstream));
         }
-        let routing = Routing::new(document, services)?;
+        let routing = Routing::new(document, services, &previous.routing)?;
         Ok(RoutingTable {
             version,
             routing: Arc::new(routing),
@@ -254,8 +245,14 @@ impl RoutingTable {
 // === impl Routing ===
 
 impl Routing {
-    fn new(document: &Document, services: HashMap<Arc<str>, usize>) -> Result<Routing, CompileError> {
+    fn new(
+        document: &Document,
+        services: HashMap<Arc<str>, usize>,
+        previous: &Routing,
+    ) -> Result<Routing, CompileError> {
         let mut routes = Vec::with_capacity(document.routes.len());
+        let mut compiler =
+            RouteCompiler { services: &services, previous: previous.turns(), counted: Vec::new() };
         for route in &document.routes {
             if let Some(listener) =
                 route.listeners.iter().find(|name| !document.listeners.contains_key(*name))
@@ -263,18 +260,9 @@ impl Routing {
                 let (route, listener) = (route.name.clone(), listener.clone());
                 return Err(CompileError::Listener { route, listener });
             }
-            let (service, upstream) = services
-                .get_key_value(route.service.as_str())
-                .expect("compile gave every routed service an upstream");
-            routes.push(CompiledRoute {
-                name: route.name.as_str().into(),
-                service: Arc::clone(service),
-                upstream: *upstream,
-                allow_encoded_slash: route.allow_encoded_slash,
-                timeout: route.timeout,
-                policies: RoutePolicies::compile(document, route),
-            });
+            routes.push(compiler.compile(document, route));
         }
+        let counted = compiler.counted;
         Ok(Routing {
             listeners: document.listeners.clone(),
             indexes: Self::indexes(document)?,
@@ -286,6 +274,7 @@ impl Routing {
                 })
                 .collect(),
             routes,
+            counted,
             trusted_proxies: document.trusted_proxies.clone(),
             limits: Arc::new(document.limits.clone()),
             services,
@@ -315,6 +304,23 @@ impl Routing {
             indexes.insert(listener.as_str().into(), index);
         }
         Ok(indexes)
+    }
+}
+
+impl Routing {
+    /// The turns of each split by its route's name, to be carried over.
+    fn turns(&self) -> HashMap<&str, &Arc<Turns>> {
+        let mut turns = HashMap::new();
+        for route in &self.routes {
+            let split = match &route.action {
+                Action::Split(split) => Some(&split.turns),
+                Action::Send(_) | Action::Answer(_) => None,
+            };
+            if let Some(split) = split {
+                turns.insert(&*route.name, split);
+            }
+        }
+        turns
     }
 }
 

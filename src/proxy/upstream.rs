@@ -21,7 +21,7 @@ use crate::config::document::Balance;
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) table: Arc<RoutingTable>,
-    /// By the table's routes.
+    /// By what the table counts requests by.
     pub(super) figures: Vec<Rc<RouteFigures>>,
     /// By the table's upstreams.
     pub(super) upstreams: Vec<Rc<LocalUpstream>>,
@@ -110,11 +110,11 @@ impl View {
             .iter()
             .map(|figures| (figures.names(), figures))
             .collect();
-        let figures = |route: &super::table::CompiledRoute| match known.get(&(&route.name, &route.service)) {
+        let figures = |(route, service): &(_, _)| match known.get(&(route, service)) {
             Some(figures) => Rc::clone(figures),
-            None => Rc::new(RouteFigures::new(&route.name, &route.service)),
+            None => Rc::new(RouteFigures::new(route, service)),
         };
-        table.routing.routes.iter().map(figures).collect()
+        table.routing.counted.iter().map(figures).collect()
     }
 }
 

@@ -1,6 +1,8 @@
 //! Which route takes a request, and what it does with it.
 
-use crate::upstream::{Gateway, Peer, Upstream, yaml};
+use gogate::config::document::Document;
+
+use crate::upstream::{Gateway, Message, Peer, Upstream, yaml};
 
 /// An endpoint that answers with this name and the request's line.
 fn named(name: &'static str) -> Upstream {
@@ -13,20 +15,24 @@ fn named(name: &'static str) -> Upstream {
 }
 
 /// Services `a` and `b`, whose endpoints say which they are, and these routes.
-fn gateway(routes: &str) -> Gateway {
+fn document(routes: &str) -> Document {
     let (a, b) = (named("a").address, named("b").address);
-    Gateway::start(&yaml(&format!(
+    yaml(&format!(
         "listeners: {{ web: {{ address: '127.0.0.1:0' }} }}
 services:
   a: {{ endpoints: [{{ address: '{a}' }}] }}
   b: {{ endpoints: [{{ address: '{b}' }}] }}
 routes:
 {routes}"
-    )))
+    ))
+}
+
+fn gateway(routes: &str) -> Gateway {
+    Gateway::start(&document(routes))
 }
 
 /// Sends a head without a body; `{host}` is asked for unless the head says otherwise.
-fn ask(client: &mut Peer, head: &str) -> crate::upstream::Message {
+fn ask(client: &mut Peer, head: &str) -> Message {
     let host = if head.contains("\nHost:") { "" } else { "\r\nHost: gate.example" };
     client.send(&format!("{}{host}\r\n\r\n", head.replace('\n', "\r\n")));
     client.answer()
@@ -76,4 +82,82 @@ fn an_encoded_slash_reaches_only_the_endpoint_of_a_route_that_allows_it() {
         let answer = ask(&mut gateway.client(), &format!("GET {path} HTTP/1.1"));
         assert_eq!(answer.status(), 400, "{path}");
     }
+}
+
+#[test]
+fn a_redirect_repeats_what_was_asked_and_no_other_host() {
+    let gateway = gateway(
+        "- { name: https, match: { host: old.example }, redirect: { to: 'https://{host}{uri}' } }
+- { name: moved, match: { path_prefix: /old }, redirect: { to: '/new{path}?{query}', status: 301 } }
+- { name: local, match: { path_prefix: /same }, redirect: { to: '{path}?again=1', status: 303 } }",
+    );
+    let mut client = gateway.client();
+    for (head, status, place) in [
+        ("GET /a/../b?c=d%0d%0ax HTTP/1.1\nHost: old.example:8080", 308, "https://old.example/b?c=d%0d%0ax"),
+        ("GET /old/x HTTP/1.1", 301, "/new/old/x"),
+        ("GET /old/x?y HTTP/1.1", 301, "/new/old/x?y"),
+        ("GET /old//evil.example HTTP/1.1", 301, "/new/old/evil.example"),
+        ("GET //same//evil.example HTTP/1.1", 303, "/same/evil.example?again=1"),
+        ("GET /same/\\evil.example HTTP/1.1", 303, "/same/%5Cevil.example?again=1"),
+    ] {
+        let answer = ask(&mut client, head);
+        assert_eq!((answer.status(), answer.field("location")), (status, Some(place)), "{head}");
+        assert_eq!(answer.body, b"", "{head}");
+    }
+    let answer = ask(&mut client, "GET /same/%0d%0aSet-Cookie:x HTTP/1.1");
+    assert_eq!(answer.field("location"), Some("/same/%0D%0ASet-Cookie:x?again=1"));
+    gateway.await_metric("gogate_requests_total{route=\"https\",service=\"\",method=\"GET\",code=\"308\"} 1");
+}
+
+#[test]
+fn a_fixed_answer_is_framed_as_its_status_and_method_want() {
+    let gateway = gateway(
+        "- { name: hello, match: { path: /hello }, respond: { body: 'hello', headers: { Cache-Control: no-store } } }
+- { name: none, match: { path: /none }, respond: { status: 204 } }
+- { name: same, match: { path: /same }, respond: { status: 304, headers: { ETag: '\"1\"' } } }
+- { name: down, match: { path: /down }, respond: { status: 503, body: '{}', content_type: application/json } }",
+    );
+    let mut client = gateway.client();
+    let answer = client.get("/hello");
+    assert_eq!((answer.status(), &*answer.text()), (200, "hello"));
+    assert_eq!(answer.field("content-type"), Some("text/plain; charset=utf-8"));
+    assert_eq!(
+        (answer.field("cache-control"), answer.field("content-length")),
+        (Some("no-store"), Some("5"))
+    );
+    client.send("HEAD /hello HTTP/1.1\r\nHost: a\r\n\r\n");
+    let answer = client.answer_to_head();
+    assert_eq!((answer.status(), answer.field("content-length")), (200, Some("5")));
+    for (path, status) in [("/none", 204), ("/same", 304)] {
+        let answer = client.get(path);
+        assert_eq!((answer.status(), answer.field("content-length")), (status, None), "{path}");
+        assert_eq!(answer.field("transfer-encoding"), None, "{path}");
+    }
+    client.send("POST /down HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nok");
+    let answer = client.answer();
+    assert_eq!((answer.status(), answer.field("content-type")), (503, Some("application/json")));
+}
+
+#[test]
+fn a_split_is_exact_over_any_hundred_requests_of_all_workers() {
+    let mut document =
+        document("- { name: canary, split: [{ service: a, weight: 95 }, { service: b, weight: 5 }] }");
+    let gateway = Gateway::start(&document);
+    // Connections are spread over both workers.
+    let mut clients: Vec<Peer> = (0..10).map(|_| gateway.client()).collect();
+    let mut ask = |number: usize| clients[number % 10].get("/").text();
+    let first: Vec<String> = (0..150).map(&mut ask).collect();
+    let of_b = |answers: &[String]| answers.iter().filter(|answer| answer.starts_with("b:")).count();
+    for window in first.windows(100) {
+        assert_eq!(of_b(window), 5);
+    }
+    // The turns go on where they stood.
+    document.limits.headers += 1;
+    gateway.publish(&document);
+    let all: Vec<String> = first.into_iter().chain((0..150).map(&mut ask)).collect();
+    for window in all.windows(100) {
+        assert_eq!(of_b(window), 5);
+    }
+    gateway
+        .await_metric("gogate_requests_total{route=\"canary\",service=\"b\",method=\"GET\",code=\"200\"} 15");
 }

@@ -15,7 +15,7 @@ use std::{
 use gogate::{
     config::{
         check,
-        document::{Document, Endpoint, Listener, Match, PathPattern, Route, Service},
+        document::{Action, Document, Endpoint, Listener, Match, PathPattern, Route, Service},
         node::AccessTarget,
     },
     proxy::{Proxy, ProxyConfig, RoutingTable},
@@ -350,7 +350,7 @@ pub fn route(name: &str, path: PathPattern, methods: &[&str]) -> Route {
         name: name.to_owned(),
         listeners: Vec::new(),
         matches: Match { path, methods, ..Match::default() },
-        service: "service".to_owned(),
+        action: Action::Service("service".to_owned()),
         allow_encoded_slash: false,
         policies: Vec::new(),
         timeout: None,

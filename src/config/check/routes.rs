@@ -10,20 +10,31 @@ use regex_automata::MatchKind;
 use super::{
     super::{
         address,
-        document::{HostPattern, Listener, Match, PathPattern, Policy, Route, Service, Wanted},
+        document::{Action, HostPattern, Listener, Match, PathPattern, Policy, Route, Service, Wanted},
         field::{Field, Keys, Section},
         path_regex,
         problem::shown,
         yaml,
     },
-    accept,
+    accept, actions,
     policies::route_policies,
-    service_name, timeout,
+    timeout,
 };
 
 pub(super) const ROUTE: Keys = Keys {
-    known: &["name", "listeners", "match", "service", "policies", "allow_encoded_slash", "timeout"],
-    later: &["split", "redirect", "respond", "mirror", "retries"],
+    known: &[
+        "name",
+        "listeners",
+        "match",
+        "service",
+        "split",
+        "redirect",
+        "respond",
+        "policies",
+        "allow_encoded_slash",
+        "timeout",
+    ],
+    later: &["mirror", "retries"],
 };
 pub(super) const MATCH: Keys =
     Keys { known: &["host", "path", "path_prefix", "path_regex", "methods", "headers", "query"], later: &[] };
@@ -65,6 +76,7 @@ pub(super) fn routes(
             continue;
         }
         let Some(route) = whole(route) else { continue };
+        circle(&item, &route);
         duplicate(&item, &route, http, &mut matches);
         routes.push(route);
         places.push(item);
@@ -78,7 +90,7 @@ struct PartialRoute {
     name: Option<String>,
     listeners: Vec<String>,
     matches: Match,
-    service: Option<String>,
+    action: Option<Action>,
     allow_encoded_slash: bool,
     policies: Vec<String>,
     timeout: Option<Duration>,
@@ -89,7 +101,7 @@ fn whole(route: PartialRoute) -> Option<Route> {
         name: route.name?,
         listeners: route.listeners,
         matches: route.matches,
-        service: route.service?,
+        action: route.action?,
         allow_encoded_slash: route.allow_encoded_slash,
         policies: route.policies,
         timeout: route.timeout,
@@ -109,6 +121,7 @@ fn route(
             None
         }
     };
+    let action = actions::action(section, services);
     let allow_encoded_slash = section.get("allow_encoded_slash").and_then(Field::boolean).unwrap_or_default();
     PartialRoute {
         name,
@@ -120,7 +133,7 @@ fn route(
             .section("match", MATCH)
             .map(|section| matches(&section, allow_encoded_slash))
             .unwrap_or_default(),
-        service: route_service(section, services),
+        action,
         allow_encoded_slash,
         policies: section.get("policies").map(|field| route_policies(field, policies)).unwrap_or_default(),
         timeout: section.get("timeout").and_then(timeout),
@@ -157,18 +170,6 @@ fn route_listeners(field: &Field<'_>, declared: &BTreeMap<String, Listener>) -> 
         }
     }
     names
-}
-
-fn route_service(section: &Section<'_>, declared: &BTreeMap<String, Service>) -> Option<String> {
-    let Some(field) = section.get("service") else {
-        let suggestion = match declared.keys().next() {
-            Some(name) if declared.len() == 1 => format!("add service: {name}"),
-            _ => "add service: with the name of one under `services`".into(),
-        };
-        section.field.problem("`service` is missing", Some(suggestion));
-        return None;
-    };
-    service_name(field, declared)
 }
 
 fn matches(section: &Section<'_>, allow_encoded_slash: bool) -> Match {
@@ -292,7 +293,7 @@ fn parameter_name(name: &str) -> Result<String, address::Refusal> {
 }
 
 /// RFC 9110 section 5.6.2.
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     !text.is_empty() && text.bytes().all(allowed)
 }
@@ -315,6 +316,20 @@ fn methods(field: &Field<'_>) -> Vec<String> {
         }
     }
     methods
+}
+
+/// A redirect that sends a client to where it is.
+fn circle(item: &Field<'_>, route: &Route) {
+    let Action::Redirect(redirect) = &route.action else { return };
+    let exact = match &route.matches.path {
+        PathPattern::Exact(path) if route.matches.query.is_empty() => Some(path.as_str()),
+        _ => None,
+    };
+    // A policy may have changed the path.
+    if route.policies.is_empty() && actions::leads_back(redirect, exact) {
+        let suggestion = "name another scheme, host or path in `redirect.to`".into();
+        item.problem("the redirect leads back to this route, over and over", Some(suggestion));
+    }
 }
 
 /// What two routes must not have in common.

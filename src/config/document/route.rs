@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::action::Action;
+
 /// Which requests go where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
@@ -11,8 +13,8 @@ pub struct Route {
     pub listeners: Vec<String>,
     /// Which requests.
     pub matches: Match,
-    /// The name of the service.
-    pub service: String,
+    /// What is done with them.
+    pub action: Action,
     /// Whether a path with an encoded slash is taken; otherwise it is refused.
     pub allow_encoded_slash: bool,
     /// Names of policies; the data plane has its own order for what they do.
@@ -69,4 +71,21 @@ pub enum PathPattern {
     Prefix(String),
     /// What this regular expression matches from its beginning to its end.
     Regex(String),
+}
+
+// === impl Route ===
+
+impl Route {
+    /// The services that its requests are sent to.
+    pub fn services(&self) -> impl Iterator<Item = &String> {
+        let one = match &self.action {
+            Action::Service(service) => Some(service),
+            Action::Split(_) | Action::Redirect(_) | Action::Respond(_) => None,
+        };
+        let shares = match &self.action {
+            Action::Split(shares) => &shares[..],
+            Action::Service(_) | Action::Redirect(_) | Action::Respond(_) => &[],
+        };
+        one.into_iter().chain(shares.iter().map(|share| &share.service))
+    }
 }

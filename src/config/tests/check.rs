@@ -3,7 +3,8 @@
 use std::time::Instant;
 
 use super::{
-    super::document::{HostPattern, Match, PathPattern, Pool, Timeouts},
+    super::document::{Action, HostPattern, Match, PathPattern, Pool, Timeouts},
+    actions::{REDIRECT, RESPOND, SHARE},
     listeners::{CONNECTION_RATE, LISTENER},
     policies::{HEADER_EDIT, POLICY},
     routes::{MATCH, ROUTE},
@@ -70,8 +71,8 @@ limits: { header_bytes: 64KiB, headers: 50, uri_bytes: 1024, body_bytes: 10MB, h
     assert_eq!(document.services["late"].timeouts, Timeouts::default());
     let one = &document.routes[0];
     assert_eq!(
-        (one.name.as_str(), one.service.as_str(), &one.listeners[..]),
-        ("one", "api", &["web".into()][..])
+        (one.name.as_str(), &one.action, &one.listeners[..]),
+        ("one", &Action::Service("api".into()), &["web".into()][..])
     );
     assert_eq!(one.timeout, Some(Duration::from_secs(15)));
     assert_eq!(one.matches.host, HostPattern::Exact("api.example.com".into()));
@@ -133,6 +134,9 @@ fn every_key_is_in_the_documentation() {
         POOL,
         ROUTE,
         MATCH,
+        SHARE,
+        REDIRECT,
+        RESPOND,
         POLICY,
         HEADER_EDIT,
         LIMITS,
@@ -368,7 +372,7 @@ fn routes_are_named_once_and_name_what_is_declared() {
          f:6: routes[2].name: another route has this name, on line 5 (give each route a name of its own)
          f:6: routes[2].listeners: the list is empty, so the route could not be reached (leave `listeners` out for every HTTP listener, or name one)
          f:7: routes[3].service: there is no service `payments` (declare it under `services`: `payments: {}` is enough, instances registered under that name join it)
-         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service`, `policies`, `allow_encoded_slash` and `timeout`, found the number 7",
+         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service`, `split`, `redirect`, `respond`, `policies`, `allow_encoded_slash` and `timeout`, found the number 7",
     );
     check(
         "listeners: {}\nservices: { a: {} }\nroutes: [{ name: r, service: a }, { name: s }]",

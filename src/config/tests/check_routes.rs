@@ -1,7 +1,7 @@
 //! Routes: what they match, each rule's exact message.
 
 use super::{
-    super::super::document::{PathPattern, Wanted},
+    super::super::document::{Action, Part, PathPattern, Redirect, Share, Wanted},
     check_route, valid,
 };
 
@@ -144,5 +144,174 @@ fn an_encoded_slash_is_for_routes_that_allow_it() {
         "- { name: r, service: api, allow_encoded_slash: yes, match: { path: /a%2fb } }",
         "f:4: routes[0].allow_encoded_slash: expected true or false, found `yes`
          f:4: routes[0].match.path: `/a%2fb` has an encoded slash, which is refused unless `allow_encoded_slash` is true",
+    );
+}
+
+/// A document with one route that does this.
+fn check_action(text: &str, expected: &str) {
+    check_route(&format!("- {{ name: r, match: {{ path: /x }}, {text} }}\n"), expected);
+}
+
+#[test]
+fn actions_become_what_they_say() {
+    let document = valid(
+        "services: { a: {}, b: {} }
+routes:
+  - { name: split, match: { path: /1 }, split: [{ service: a, weight: 95 }, { service: b, weight: 5 }] }
+  - { name: redirect, match: { path: /2 }, redirect: { to: 'https://{host}/new{path}?{query}', status: 301 } }
+  - { name: respond, match: { path: /3 }, respond: { status: 503, body: '{}', content_type: application/json, headers: { Retry-After: '60' } } }
+  - { name: empty, match: { path: /4 }, respond: { body: '' } }
+",
+    );
+    let action = |place: usize| &document.routes[place].action;
+    let share = |service: &str, weight| Share { service: service.into(), weight };
+    assert_eq!(*action(0), Action::Split(vec![share("a", 95), share("b", 5)]));
+    let text = |text: &str| Part::Text(text.into());
+    let to = vec![text("https://"), Part::Host, text("/new"), Part::Path, text("?"), Part::Query];
+    assert_eq!(*action(1), Action::Redirect(Redirect { to, status: 301 }));
+    let Action::Respond(respond) = action(2) else { panic!("{:?}", action(2)) };
+    assert_eq!((respond.status, &*respond.body, &*respond.content_type), (503, "{}", "application/json"));
+    assert_eq!(respond.headers, [("retry-after".into(), "60".into())]);
+    let Action::Respond(respond) = action(3) else { panic!("{:?}", action(3)) };
+    assert_eq!((respond.status, &*respond.content_type), (200, "text/plain; charset=utf-8"));
+}
+
+#[test]
+fn a_route_does_one_thing() {
+    check_action(
+        "service: api, respond: { status: 200 }",
+        "f:4: routes[0]: `service` and `respond` cannot both be set (keep one of them)",
+    );
+}
+
+#[test]
+fn a_split_has_weights_that_can_be_kept() {
+    let at = "f:4: routes[0].split";
+    for (text, expected) in [
+        (
+            "[]",
+            ": the list is empty (write [{ service: NAME, weight: 95 }, { service: OTHER, weight: 5 }])",
+        ),
+        (
+            "[{ service: api }, { weight: 1 }]",
+            "[0]: `weight` is missing (add weight: with a whole number, the same for equal shares)
+             f:4: routes[0].split[1]: `service` is missing (add service: with the name of one under `services`)",
+        ),
+        (
+            "[{ service: api, weight: 1 }, { service: crat, weight: 1 }]",
+            "[1].service: there is no service `crat` (did you mean `cart`?)",
+        ),
+        (
+            "[{ service: api, weight: 1 }, { service: api, weight: 1 }]",
+            "[1]: `api` is in the list already (keep one of them, with the sum of the weights)",
+        ),
+        (
+            "[{ service: api, weight: 0 }, { service: cart, weight: 0 }]",
+            ": every weight is 0, so no request could be sent (give one of them a weight)",
+        ),
+        (
+            "[{ service: api, weight: 10001 }, { service: cart, weight: 2 }]",
+            ": these weights repeat only after 10003 requests, more than 10000 (use weights with smaller numbers, such as percents)",
+        ),
+        (
+            "[{ service: api, weight: -1 }]",
+            "[0].weight: expected a whole number from 0 to 1000000, found the number -1",
+        ),
+    ] {
+        check_action(&format!("split: {text}"), &format!("{at}{expected}"));
+    }
+    check_action("split: [{ service: api, weight: 990000 }, { service: cart, weight: 10000 }]", "");
+}
+
+#[test]
+fn a_redirect_never_leads_where_a_client_says() {
+    let hosts =
+        "a client could choose the host, for its own words follow it at once (put a `/` after the host)";
+    let starts = "expected http://, https://, {scheme}:// or a path that begins with `/` (write https://{host}{uri} or /new{path})";
+    let missing = "the host is missing (write https://{host}{uri})";
+    let local = "`//` at the beginning would name another host";
+    for (to, expected) in [
+        ("//evil.example", format!("{local} (write https:// before it, or one `/`)")),
+        ("/{path}", format!("{local} (write {{path}}: it begins with `/`)")),
+        ("https://{path}", missing.to_owned()),
+        ("https:///x", missing.to_owned()),
+        ("{scheme}://{uri}", missing.to_owned()),
+        ("https://a.example{query}", hosts.to_owned()),
+        ("https://{host}:80{query}", hosts.to_owned()),
+        ("{host}/x", starts.to_owned()),
+        ("ftp://a.example/", starts.to_owned()),
+        ("javascript:{path}", starts.to_owned()),
+        ("x", starts.to_owned()),
+        (
+            "/{paht}",
+            "there is no placeholder `{paht}` (there are {scheme}, {host}, {path}, {query} and {uri})"
+                .to_owned(),
+        ),
+        ("/a}b", "a brace stands alone (percent-encode it: %7B, %7D)".to_owned()),
+        ("/a b", "` ` cannot be in a URL (percent-encode it)".to_owned()),
+        ("/a\\\\b", "`\\` cannot be in a URL (percent-encode it)".to_owned()),
+        ("/a\\r\\nb", "`\\r` cannot be in a URL (percent-encode it)".to_owned()),
+    ] {
+        check_action(
+            &format!("redirect: {{ to: \"{to}\" }}"),
+            &format!("f:4: routes[0].redirect.to: {expected}"),
+        );
+    }
+    for to in [
+        "https://{host}{uri}",
+        "http://{host}:8080/a",
+        "{scheme}://www.{host}{path}?{query}",
+        "/y{path}",
+        "https://a.example?{query}",
+    ] {
+        check_action(&format!("redirect: {{ to: '{to}' }}"), "");
+    }
+    check_action(
+        "redirect: { to: /y, status: 304 }",
+        "f:4: routes[0].redirect.status: 304 is not a redirect to another place (301, 302, 303, 307 and 308 are; 308 and 307 keep the method)",
+    );
+    check_action(
+        "redirect: {}",
+        "f:4: routes[0].redirect: `to` is missing (add to: \"https://{host}{uri}\")",
+    );
+}
+
+#[test]
+fn a_redirect_in_a_circle_is_refused() {
+    for to in ["{uri}", "{path}", "{path}?{query}", "{scheme}://{host}{uri}", "/x", "/x?{query}"] {
+        check_action(
+            &format!("redirect: {{ to: '{to}' }}"),
+            "f:4: routes[0]: the redirect leads back to this route, over and over (name another scheme, host or path in `redirect.to`)",
+        );
+    }
+}
+
+#[test]
+fn a_fixed_answer_is_whole() {
+    let at = "f:4: routes[0].respond";
+    for (text, expected) in [
+        ("status: 100", ".status: expected a whole number from 200 to 599, found the number 100"),
+        ("status: 204, body: x", ".body: an answer with status 204 has no body (remove `body`)"),
+        (
+            "headers: { Content-Length: '5' }",
+            ".headers.Content-Length: the gateway sets `content-length` itself (remove it)",
+        ),
+        (
+            "headers: { Content-Type: a/b }",
+            ".headers.Content-Type: the gateway sets `content-type` itself (use `content_type`)",
+        ),
+        ("headers: { 'a b': c }", ".headers.a b: `a b` is not the name of a header field"),
+        (
+            "headers: { a: \"b\\r\\nc: d\" }",
+            ".headers.a: a field's value here is at most 4096 ASCII characters",
+        ),
+        ("content_type: \"a\\nb\"", ".content_type: a field's value here is at most 4096 ASCII characters"),
+    ] {
+        check_action(&format!("respond: {{ {text} }}"), &format!("{at}{expected}"));
+    }
+    let long = "x".repeat((64 << 10) + 1);
+    check_action(
+        &format!("respond: {{ body: {long} }}"),
+        "f:4: routes[0].respond.body: 65537 bytes are more than 65536",
     );
 }

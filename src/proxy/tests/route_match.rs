@@ -6,6 +6,7 @@ use http::HeaderValue;
 use proptest::prelude::*;
 
 use super::*;
+use crate::config::document::Action;
 
 /// A route as tests write it.
 #[derive(Debug, Clone, Default)]
@@ -60,7 +61,7 @@ fn route(written: &Written) -> Route {
             headers: conditions(written.headers),
             query: conditions(written.query),
         },
-        service: String::new(),
+        action: Action::Service(String::new()),
         policies: Vec::new(),
         allow_encoded_slash: false,
         timeout: None,

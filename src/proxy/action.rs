@@ -1,0 +1,108 @@
+//! A route as requests use it: what it does with them, compiled.
+//!
+//! Job: [`CompiledRoute`] and how it is made of the document's route. Invariant: what counts requests of the node,
+//! such as a split's turns, goes on from the table before where the document did not change it. Neighbours: `table`
+//! compiles all routes, `http` does what they say.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use super::{fixed::FixedAnswer, policy::RoutePolicies, split::Turns};
+use crate::config::document::{self, Document, Route};
+
+/// A route as requests use it.
+#[derive(Debug)]
+pub(super) struct CompiledRoute {
+    pub(super) name: Arc<str>,
+    pub(super) action: Action,
+    /// The place in [`Routing::counted`] of requests whose service is not chosen yet.
+    pub(super) counted: usize,
+    pub(super) allow_encoded_slash: bool,
+    pub(super) timeout: Option<Duration>,
+    /// None costs a request nothing.
+    pub(super) policies: Option<Arc<RoutePolicies>>,
+}
+
+/// What a route does with a request.
+#[derive(Debug)]
+pub(super) enum Action {
+    Send(Branch),
+    Split(Split),
+    Answer(FixedAnswer),
+}
+
+/// A way to a service.
+#[derive(Debug)]
+pub(super) struct Branch {
+    /// Its place in the table's upstreams.
+    pub(super) upstream: usize,
+    /// Its place in [`Routing::counted`].
+    pub(super) counted: usize,
+}
+
+/// Several ways, in turns.
+#[derive(Debug)]
+pub(super) struct Split {
+    pub(super) turns: Arc<Turns>,
+    /// By the turns' shares.
+    pub(super) branches: Box<[Branch]>,
+}
+
+/// Compiles routes one after the other.
+pub(super) struct RouteCompiler<'a> {
+    pub(super) services: &'a HashMap<Arc<str>, usize>,
+    /// By route.
+    pub(super) previous: HashMap<&'a str, &'a Arc<Turns>>,
+    pub(super) counted: Vec<(Arc<str>, Arc<str>)>,
+}
+
+// === impl RouteCompiler ===
+
+impl RouteCompiler<'_> {
+    pub(super) fn compile(&mut self, document: &Document, route: &Route) -> CompiledRoute {
+        let name: Arc<str> = route.name.as_str().into();
+        let split_before = self.previous.get(&*name).copied();
+        let counted = self.counted.len();
+        let action = match &route.action {
+            document::Action::Service(service) => Action::Send(self.branch(&name, service)),
+            document::Action::Split(shares) => {
+                self.count(&name, "".into());
+                let weights =
+                    shares.iter().map(|share| (self.service(&share.service).0, share.weight)).collect();
+                let branches = shares.iter().map(|share| self.branch(&name, &share.service)).collect();
+                Action::Split(Split { turns: Turns::new(weights, split_before), branches })
+            }
+            document::Action::Redirect(redirect) => {
+                self.count(&name, "".into());
+                Action::Answer(FixedAnswer::redirect(redirect))
+            }
+            document::Action::Respond(respond) => {
+                self.count(&name, "".into());
+                Action::Answer(FixedAnswer::respond(respond))
+            }
+        };
+        CompiledRoute {
+            name,
+            action,
+            counted,
+            allow_encoded_slash: route.allow_encoded_slash,
+            timeout: route.timeout,
+            policies: RoutePolicies::compile(document, route),
+        }
+    }
+
+    fn branch(&mut self, route: &Arc<str>, service: &str) -> Branch {
+        let (service, upstream) = self.service(service);
+        Branch { upstream, counted: self.count(route, service) }
+    }
+
+    fn count(&mut self, route: &Arc<str>, service: Arc<str>) -> usize {
+        self.counted.push((Arc::clone(route), service));
+        self.counted.len() - 1
+    }
+
+    fn service(&self, name: &str) -> (Arc<str>, usize) {
+        let known = self.services.get_key_value(name);
+        let (name, upstream) = known.expect("compile gave every routed service an upstream");
+        (Arc::clone(name), *upstream)
+    }
+}
