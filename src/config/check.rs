@@ -6,6 +6,7 @@
 //! `address` judges single values; the admin API, `gogate check` and the node's own file come here.
 
 mod actions;
+mod auth;
 mod listeners;
 mod policies;
 mod routes;
@@ -69,7 +70,7 @@ pub fn document(text: &str) -> Result<Document, Vec<Problem>> {
 fn read(top: &Section<'_>) -> Document {
     let services = services::services(top);
     let listeners = listeners::listeners(top, &services);
-    let policies = policies::policies(top);
+    let policies = policies::policies(top, &services);
     let routes = routes::routes(top, &listeners, &services, &policies);
     let (trusted_proxies, limits) = (trusted_proxies(top), limits(top));
     Document { listeners, services, routes, policies, trusted_proxies, limits }

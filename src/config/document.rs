@@ -6,6 +6,7 @@
 //! `control::compile` turns it and the registry into a `proxy::table::RoutingTable`.
 
 mod action;
+mod auth;
 mod listener;
 mod policy;
 mod route;
@@ -15,6 +16,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 pub use self::{
     action::{Action, Part, Redirect, Respond, Share},
+    auth::{
+        ApiKey, ApiKeys, BasicAuth, ForwardAuth, HOW_TO_HASH_A_KEY, HttpUrl, Jwt, JwtKeys, Secret, SkipPath,
+        Users, sha256_hash,
+    },
     listener::{ConnectionRate, Listener, Protocol},
     policy::{HeaderEdit, Policy, PolicyKind},
     route::{HostPattern, Match, PathPattern, Route, Wanted},

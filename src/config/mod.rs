@@ -6,8 +6,10 @@
 
 pub mod check;
 pub mod document;
+pub mod jose;
 pub mod node;
 pub mod node_file;
+pub mod password;
 pub mod problem;
 
 mod address;

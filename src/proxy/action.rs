@@ -6,7 +6,11 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use super::{fixed::FixedAnswer, policy::RoutePolicies, split::Turns};
+use super::{
+    fixed::FixedAnswer,
+    policy::{Auths, RoutePolicies},
+    split::Turns,
+};
 use crate::config::document::{self, Document, Route};
 
 /// A route as requests use it.
@@ -50,6 +54,7 @@ pub(super) struct Split {
 /// Compiles routes one after the other.
 pub(super) struct RouteCompiler<'a> {
     pub(super) services: &'a HashMap<Arc<str>, usize>,
+    pub(super) auths: &'a Auths,
     /// By route.
     pub(super) previous: HashMap<&'a str, &'a Arc<Turns>>,
     pub(super) counted: Vec<(Arc<str>, Arc<str>)>,
@@ -86,7 +91,7 @@ impl RouteCompiler<'_> {
             counted,
             allow_encoded_slash: route.allow_encoded_slash,
             timeout: route.timeout,
-            policies: RoutePolicies::compile(document, route),
+            policies: RoutePolicies::compile(document, route, self.auths, self.services),
         }
     }
 

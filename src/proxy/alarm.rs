@@ -96,6 +96,11 @@ impl Alarm {
         self.ceiling.set(ceiling);
     }
 
+    /// What [`Alarm::set_ceiling`] set.
+    pub(super) fn ceiling(&self) -> Option<Instant> {
+        self.ceiling.get()
+    }
+
     /// Whether the deadline has passed.
     pub(super) fn rang(&self) -> bool {
         self.rang.get()

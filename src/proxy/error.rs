@@ -8,7 +8,7 @@
 use std::fmt::Write;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
 
 /// A failed request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,14 @@ pub(super) enum ProxyError {
     Malformed(&'static str),
     /// No route takes the request.
     NoRoute,
+    /// A policy of the route wants to know who it is.
+    Unauthorized(Box<Challenge>),
+    /// The service that says who may pass gave another answer.
+    AuthDenied(Box<Answer>),
+    /// What it takes to say who it is is not there.
+    AuthUnavailable(&'static str),
+    /// More passwords are being verified than this node can.
+    AuthOverload,
     /// A policy of the route does not let the client's address in.
     IpDenied,
     /// A route knows the path, but not with this method.
@@ -61,6 +69,22 @@ pub(super) enum ProxyError {
     StreamIdle,
 }
 
+/// How a client may say who it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Challenge {
+    /// WWW-Authenticate.
+    challenge: HeaderValue,
+    reason: &'static str,
+}
+
+/// Another's answer, handed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
+}
+
 /// Who failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Blame {
@@ -87,9 +111,28 @@ pub(super) struct Row {
 /// Seconds told in `Retry-After`.
 const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
 
+// === impl Answer ===
+
+impl Answer {
+    fn response(&self) -> Response<Bytes> {
+        let mut response = Response::new(self.body.clone());
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers.clone();
+        response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
+        response
+    }
+}
+
 // === impl ProxyError ===
 
 impl ProxyError {
+    /// Who it is must be said as `challenge` says.
+    pub(super) fn unauthorized(challenge: &str, reason: &'static str) -> ProxyError {
+        // Realms are printable ASCII, so this cannot fail.
+        let challenge = HeaderValue::from_str(challenge).unwrap_or(HeaderValue::from_static("Bearer"));
+        Self::Unauthorized(Box::new(Challenge { challenge, reason }))
+    }
+
     /// The table.
     pub(super) fn row(&self) -> Row {
         use Blame::{Client, Gateway, Upstream};
@@ -108,6 +151,24 @@ impl ProxyError {
             Self::NoRoute => {
                 row(404, "no_route", "destination_not_found", Client, "no route takes this request")
             }
+            Self::Unauthorized(challenge) => {
+                row(401, "unauthorized", "http_request_denied", Client, challenge.reason)
+            }
+            Self::AuthDenied(answer) => Row {
+                status: answer.status,
+                retry_after: false,
+                ..row(403, "auth_denied", "http_request_denied", Client, "this request may not pass")
+            },
+            Self::AuthUnavailable(why) => {
+                row(503, "auth_unavailable", "destination_unavailable", Gateway, why)
+            }
+            Self::AuthOverload => row(
+                503,
+                "auth_overload",
+                "http_request_denied",
+                Gateway,
+                "too many passwords are being verified",
+            ),
             Self::IpDenied => {
                 row(403, "ip_denied", "http_request_denied", Client, "this address is not let in here")
             }
@@ -248,6 +309,9 @@ impl ProxyError {
     /// The answer to a client.
     pub(super) fn response(&self, request_id: &HeaderValue) -> Response<Bytes> {
         let row = self.row();
+        if let Self::AuthDenied(answer) = self {
+            return answer.response();
+        }
         let mut body = String::with_capacity(256);
         let title = row.status.canonical_reason().unwrap_or("Error");
         let id = request_id.to_str().unwrap_or("");
@@ -273,6 +337,9 @@ impl ProxyError {
         }
         if row.close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        if let Self::Unauthorized(challenge) = self {
+            headers.insert(header::WWW_AUTHENTICATE, challenge.challenge.clone());
         }
         if let Self::MethodNotAllowed(methods) = self {
             let names: Vec<&str> = methods.iter().map(Method::as_str).collect();

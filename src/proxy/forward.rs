@@ -14,8 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, response};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
@@ -142,6 +142,45 @@ fn judge(picked: &Picked, status: StatusCode) {
         }
         _ => picked.succeeded(),
     }
+}
+
+/// Sends the request and reads the whole answer, for the gateway's own use. A body that is longer than `bytes_max`
+/// or breaks off is left out.
+pub(super) async fn ask(
+    client: &Client,
+    upstream: &Rc<LocalUpstream>,
+    outgoing: Outgoing,
+    record: &Record,
+    answer_within: Duration,
+    bytes_max: usize,
+) -> Result<(response::Parts, Option<Bytes>), ProxyError> {
+    let Answered { response, line } =
+        forward(client, upstream, outgoing, None, record, answer_within).await?;
+    let Line { mut lease, picked: _picked } = line;
+    let (head, mut incoming) = response.into_parts();
+    let mut body = BytesMut::new();
+    while !incoming.is_end_stream() {
+        let Some(connection) = lease.connection() else { return Ok((head, None)) };
+        let frame =
+            poll_fn(|cx| match connection.poll_with(cx, |cx| Pin::new(&mut incoming).poll_frame(cx)) {
+                Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+                Poll::Pending if client.alarm.rang() => Poll::Ready(Err(ProxyError::UpstreamTimeout)),
+                Poll::Pending => Poll::Pending,
+            });
+        let data = match frame.await? {
+            None => break,
+            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            Some(Err(_)) => return Ok((head, None)),
+        };
+        if body.len() + data.len() > bytes_max {
+            return Ok((head, None));
+        }
+        body.extend_from_slice(&data);
+    }
+    if lease.connection().is_some_and(|connection| connection.is_usable()) {
+        lease.give_back();
+    }
+    Ok((head, Some(body.freeze())))
 }
 
 /// A lease with a connection that is new, or that another request just gave back.

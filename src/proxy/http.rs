@@ -346,7 +346,7 @@ async fn exchange(
 ) -> Result<Answer, ProxyError> {
     let routing = &*view.table.routing;
     let host = host_of(&parts)?;
-    let (uri, encoded_slash) = origin_form(&parts.method, &parts.uri)?;
+    let (mut uri, encoded_slash) = origin_form(&parts.method, &parts.uri)?;
     let found = find_route(client, &view.table, host.as_ref(), &uri, &parts);
     // What a path with an encoded slash means, a route must say.
     if encoded_slash && !found.as_ref().is_ok_and(|place| routing.routes[*place].allow_encoded_slash) {
@@ -370,9 +370,14 @@ async fn exchange(
         None => drop(parts.headers.insert(header::HOST, HeaderValue::from_static(""))),
     }
     if let Some(policies) = &route.policies {
-        let client = record.client_address(&parts.headers, &routing.trusted_proxies);
+        let address = record.client_address(&parts.headers, &routing.trusted_proxies);
         record.passed = Some(Passed::new(policies));
-        policies.admit(&mut Passing { parts: &mut parts, client })?;
+        let mut passing = Passing { parts: &mut parts, uri: &mut uri, client: address, claims: None };
+        policies.admit(&mut passing)?;
+        if policies.authenticates() {
+            policies.authenticate(&mut passing, client, view, record).await?;
+        }
+        policies.prepare(&mut passing)?;
     }
     let branch = match &route.action {
         Action::Send(branch) => branch,

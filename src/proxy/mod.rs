@@ -39,6 +39,7 @@ mod forward;
 mod framing;
 mod headers;
 mod http;
+mod keeper;
 mod listener;
 mod path;
 mod policy;
@@ -70,7 +71,9 @@ use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
 use self::{
+    keeper::Keeper,
     listener::NodeListener,
+    policy::Passwords,
     worker::{Command, Shared, WorkerHandle},
 };
 use crate::telemetry::{access_log, metrics::Traffic};
@@ -105,6 +108,8 @@ pub struct Proxy {
     /// One publication at a time; it is held across awaits, `open` is not.
     publishing: tokio::sync::Mutex<()>,
     next_listener: AtomicUsize,
+    /// Started when a table first has something to keep fresh.
+    keeper: Mutex<Option<Keeper>>,
     draining: AtomicBool,
 }
 
@@ -147,6 +152,7 @@ impl Proxy {
         let shared = Arc::new(Shared {
             table: ArcSwap::from_pointee(RoutingTable::default()),
             connections: Arc::default(),
+            passwords: Passwords::default(),
         });
         let workers = (0..config.workers.max(1))
             .map(|number| WorkerHandle::start(number, Arc::clone(&shared), config.access_log.clone()))
@@ -158,6 +164,7 @@ impl Proxy {
             open: Mutex::default(),
             publishing: tokio::sync::Mutex::default(),
             next_listener: AtomicUsize::new(0),
+            keeper: Mutex::default(),
             draining: AtomicBool::new(false),
         })
     }
@@ -168,11 +175,13 @@ impl Proxy {
         let _one_at_a_time = self.publishing.lock().await;
         if self.is_draining() {
             table.serve(self.open_listeners().iter().map(|listener| (listener.id, &*listener.name)));
+            self.keep_fresh(&table);
             self.shared.table.store(Arc::new(table));
             return Ok(());
         }
         let mut plan = self.plan(&table)?;
         table.serve(plan.next.iter().map(|listener| (listener.id, &*listener.name)));
+        self.keep_fresh(&table);
         self.shared.table.store(Arc::new(table));
         for (number, worker) in self.workers.iter().enumerate() {
             let new = plan.new.iter_mut().filter_map(|(listener, sockets)| {
@@ -193,6 +202,21 @@ impl Proxy {
         *self.open_listeners() = plan.next;
         self.settle().await;
         Ok(())
+    }
+
+    /// Has what the table knows from files and URLs kept fresh, and no longer what other tables did.
+    fn keep_fresh(&self, table: &RoutingTable) {
+        let kept = table.routing.auths.kept();
+        let mut keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner);
+        if keeper.is_none() && !kept.is_empty() {
+            match Keeper::start() {
+                Ok(started) => *keeper = Some(started),
+                Err(error) => tracing::error!(%error, "keys and users are not kept fresh: no thread for it"),
+            }
+        }
+        if let Some(keeper) = &*keeper {
+            keeper.keep(kept);
+        }
     }
 
     /// The table in force.

@@ -17,6 +17,7 @@ use tracing::warn;
 use super::{
     action::{Action, CompiledRoute, RouteCompiler},
     balance::{Ring, hash_of},
+    policy::Auths,
     route_match::RouteIndex,
     split::Turns,
 };
@@ -54,6 +55,8 @@ pub(super) struct Routing {
     pub(super) limits: Arc<Limits>,
     /// Service name → its place in the table's upstreams.
     services: HashMap<Arc<str>, usize>,
+    /// The state of policies that ask who it is.
+    pub(super) auths: Auths,
 }
 
 /// A listener as its new connections use it.
@@ -146,6 +149,14 @@ pub enum CompileError {
     /// A host's regular expressions cannot be put together.
     #[error("the path_regex expressions of a host: {0}")]
     Expressions(String),
+    /// A policy's file cannot be used on this node.
+    #[error("policy {policy}: {reason}")]
+    Policy {
+        /// The policy's name.
+        policy: String,
+        /// What is wrong, naming the file.
+        reason: String,
+    },
 }
 
 // === impl RoutingTable ===
@@ -175,7 +186,9 @@ impl RoutingTable {
             services.insert(Arc::clone(&upstream.name), upstreams.len());
             upstreams.push(previous.carry_over(upstream));
         }
-        let routing = Routing::new(document, services, &previous.routing)?;
+        let auths = Auths::compile(document, &previous.routing.auths)
+            .map_err(|(policy, reason)| CompileError::Policy { policy, reason })?;
+        let routing = Routing::new(document, services, auths, &previous.routing)?;
         Ok(RoutingTable {
             version,
             routing: Arc::new(routing),
@@ -248,11 +261,16 @@ impl Routing {
     fn new(
         document: &Document,
         services: HashMap<Arc<str>, usize>,
+        auths: Auths,
         previous: &Routing,
     ) -> Result<Routing, CompileError> {
         let mut routes = Vec::with_capacity(document.routes.len());
-        let mut compiler =
-            RouteCompiler { services: &services, previous: previous.turns(), counted: Vec::new() };
+        let mut compiler = RouteCompiler {
+            services: &services,
+            auths: &auths,
+            previous: previous.turns(),
+            counted: Vec::new(),
+        };
         for route in &document.routes {
             if let Some(listener) =
                 route.listeners.iter().find(|name| !document.listeners.contains_key(*name))
@@ -278,6 +296,7 @@ impl Routing {
             trusted_proxies: document.trusted_proxies.clone(),
             limits: Arc::new(document.limits.clone()),
             services,
+            auths,
         })
     }
 

@@ -27,6 +27,7 @@ use super::{
     alarm::{Alarms, TICK},
     figures::{Figures, RouteFigures},
     listener::{self, ListenerState, NodeListener},
+    policy::{Passwords, Verified},
     relay::Copying,
     table::RoutingTable,
     upstream::View,
@@ -44,6 +45,8 @@ pub(super) struct Shared {
     pub(super) table: ArcSwap<RoutingTable>,
     /// Client connections of this node.
     pub(super) connections: Arc<AtomicUsize>,
+    /// This node's threads that verify passwords.
+    pub(super) passwords: Passwords,
 }
 
 /// The parts of a worker that its tasks use.
@@ -59,6 +62,8 @@ pub(super) struct Worker {
     pub(super) unrouted: Rc<RouteFigures>,
     /// Where small writes are put together; empty between two of them.
     pub(super) scratch: RefCell<Vec<u8>>,
+    /// Passwords that were right.
+    pub(super) verified: Verified,
     view: RefCell<Rc<View>>,
     listeners: RefCell<BTreeMap<u64, Accepting>>,
     draining: Cell<bool>,
@@ -186,6 +191,7 @@ impl Worker {
             copying: Copying::new(),
             unrouted: Rc::new(RouteFigures::new(&nobody, &nobody)),
             scratch: RefCell::default(),
+            verified: Verified::new(),
             view: RefCell::new(Rc::new(view)),
             listeners: RefCell::default(),
             draining: Cell::new(false),

@@ -5,6 +5,7 @@
 
 mod access_log;
 mod admin_api;
+mod auth;
 mod bad_input;
 mod balance;
 mod cli;

@@ -10,22 +10,27 @@ use http::{HeaderName, HeaderValue, header};
 use super::{
     super::{
         address,
-        document::{HeaderEdit, IpNetwork, Policy, PolicyKind},
+        document::{HeaderEdit, IpNetwork, Policy, PolicyKind, Service},
         field::{Field, Keys, Section},
         problem::shown,
         yaml,
     },
-    accept,
+    accept, auth,
 };
 
 pub(super) const POLICY: Keys = Keys {
-    known: &["ip_allow", "ip_deny", "request_headers", "response_headers"],
-    later: &[
-        "rate_limit",
+    known: &[
+        "ip_allow",
+        "ip_deny",
         "jwt",
         "api_key",
         "basic_auth",
         "forward_auth",
+        "request_headers",
+        "response_headers",
+    ],
+    later: &[
+        "rate_limit",
         "cors",
         "strip_prefix",
         "add_prefix",
@@ -54,19 +59,36 @@ const NOT_TO_BE_EDITED: [HeaderName; 12] = [
     header::UPGRADE,
 ];
 
-pub(super) fn policies(top: &Section<'_>) -> BTreeMap<String, Policy> {
+pub(super) fn policies(top: &Section<'_>, services: &BTreeMap<String, Service>) -> BTreeMap<String, Policy> {
     let Some(field) = top.get("policies") else { return BTreeMap::new() };
     let named = field.named().unwrap_or_default();
-    named.into_iter().map(|(name, field)| (name.to_owned(), policy(&field))).collect()
+    named.into_iter().map(|(name, field)| (name.to_owned(), policy(&field, services))).collect()
 }
 
-fn policy(field: &Field<'_>) -> Policy {
+fn policy(field: &Field<'_>, services: &BTreeMap<String, Service>) -> Policy {
     let before = field.report.len();
     let mut kinds = Vec::new();
     if let Some(section) = field.section(POLICY) {
         let networks = |key| section.get(key).map(networks);
         kinds.extend(networks("ip_allow").map(PolicyKind::IpAllow));
         kinds.extend(networks("ip_deny").map(PolicyKind::IpDeny));
+        let kind = |key, keys| section.section(key, keys);
+        kinds.extend(kind("jwt", auth::JWT).and_then(|section| auth::jwt(&section)).map(PolicyKind::Jwt));
+        kinds.extend(
+            kind("api_key", auth::API_KEY)
+                .and_then(|section| auth::api_key(&section))
+                .map(PolicyKind::ApiKey),
+        );
+        kinds.extend(
+            kind("basic_auth", auth::BASIC_AUTH)
+                .and_then(|section| auth::basic_auth(&section))
+                .map(PolicyKind::BasicAuth),
+        );
+        kinds.extend(
+            kind("forward_auth", auth::FORWARD_AUTH)
+                .and_then(|section| auth::forward_auth(&section, services))
+                .map(PolicyKind::ForwardAuth),
+        );
         let edit = |key, may_set| Some(header_edit(&section.section(key, HEADER_EDIT)?, may_set));
         kinds.extend(edit("request_headers", &[header::HOST]).map(PolicyKind::RequestHeaders));
         kinds.extend(edit("response_headers", &[]).map(PolicyKind::ResponseHeaders));
@@ -162,7 +184,7 @@ fn header_fields(field: &Field<'_>, may: &[HeaderName]) -> Vec<(HeaderName, Head
 }
 
 /// A field's name that policies may touch.
-fn editable(field: &Field<'_>, text: &str, may: &[HeaderName]) -> Option<HeaderName> {
+pub(super) fn editable(field: &Field<'_>, text: &str, may: &[HeaderName]) -> Option<HeaderName> {
     let name = header_name(field, text)?;
     if NOT_TO_BE_EDITED.contains(&name) && !may.contains(&name) {
         field.problem(

@@ -2,7 +2,7 @@
 
 use http::{HeaderName, HeaderValue};
 
-use super::IpNetwork;
+use super::{ApiKey, BasicAuth, ForwardAuth, IpNetwork, Jwt};
 
 /// A named policy: what it does, each kind at most once.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -18,6 +18,14 @@ pub enum PolicyKind {
     IpAllow(Vec<IpNetwork>),
     /// No client from these.
     IpDeny(Vec<IpNetwork>),
+    /// Only with a token that the gateway verifies.
+    Jwt(Jwt),
+    /// Only with a key.
+    ApiKey(ApiKey),
+    /// Only with a password.
+    BasicAuth(BasicAuth),
+    /// Only if another service says so.
+    ForwardAuth(ForwardAuth),
     /// Changes of the head that the endpoint sees.
     RequestHeaders(HeaderEdit),
     /// Changes of the head that the client sees.
@@ -44,6 +52,10 @@ impl PolicyKind {
         match self {
             Self::IpAllow(_) => "ip_allow",
             Self::IpDeny(_) => "ip_deny",
+            Self::Jwt(_) => "jwt",
+            Self::ApiKey(_) => "api_key",
+            Self::BasicAuth(_) => "basic_auth",
+            Self::ForwardAuth(_) => "forward_auth",
             Self::RequestHeaders(_) => "request_headers",
             Self::ResponseHeaders(_) => "response_headers",
         }
@@ -54,6 +66,7 @@ impl PolicyKind {
     pub fn adds_up(&self) -> bool {
         match self {
             Self::IpAllow(_) | Self::IpDeny(_) | Self::RequestHeaders(_) | Self::ResponseHeaders(_) => true,
+            Self::Jwt(_) | Self::ApiKey(_) | Self::BasicAuth(_) | Self::ForwardAuth(_) => false,
         }
     }
 }

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::{
     super::document::{Action, HostPattern, Match, PathPattern, Pool, Timeouts},
     actions::{REDIRECT, RESPOND, SHARE},
+    auth::{API_KEY, API_KEY_ITEM, BASIC_AUTH, FORWARD_AUTH, JWT},
     listeners::{CONNECTION_RATE, LISTENER},
     policies::{HEADER_EDIT, POLICY},
     routes::{MATCH, ROUTE},
@@ -139,6 +140,11 @@ fn every_key_is_in_the_documentation() {
         RESPOND,
         POLICY,
         HEADER_EDIT,
+        JWT,
+        API_KEY,
+        API_KEY_ITEM,
+        BASIC_AUTH,
+        FORWARD_AUTH,
         LIMITS,
     ];
     let mentions = |key: &str| {

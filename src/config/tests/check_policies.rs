@@ -52,7 +52,6 @@ fn a_policy_does_something_that_is_known() {
         "{ ip_alow: [::1] }",
         "f:1: policies.p.ip_alow: unknown key `ip_alow` (did you mean `ip_allow`?)",
     );
-    check_policy("{ jwt: {} }", "f:1: policies.p.jwt: `jwt` is not supported by this build yet (remove it)");
 }
 
 #[test]
