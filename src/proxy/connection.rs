@@ -19,6 +19,7 @@ use std::{
     time::Instant,
 };
 
+use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -37,6 +38,8 @@ pub(super) struct Connection {
     pub(super) sender: http1::SendRequest<RequestBody>,
     /// None once it has ended.
     hyper: Option<http1::Connection<TokioIo<EndpointStream>, RequestBody>>,
+    /// What it left when it ended.
+    left: Option<http1::Parts<TokioIo<EndpointStream>>>,
     pub(super) task: Rc<Task>,
     flag: Arc<Flag>,
     flag_waker: Waker,
@@ -77,6 +80,7 @@ impl Connection {
         Ok(Connection {
             sender,
             hyper: Some(hyper),
+            left: None,
             task,
             flag_waker: Arc::clone(&flag).into(),
             flag,
@@ -135,12 +139,17 @@ impl Connection {
         Poll::Pending
     }
 
+    /// The socket, after an answer of 101, and what came behind that answer.
+    pub(super) fn into_tunnel(self) -> Option<(TcpStream, Bytes)> {
+        self.left.map(|left| (left.io.into_inner().into_tcp(), left.read_buf))
+    }
+
     /// Once ended it is dropped, so that whoever waits for it hears so.
     fn poll_hyper(&mut self) {
         if let Some(hyper) = &mut self.hyper
             && Pin::new(hyper).poll(&mut Context::from_waker(&self.flag_waker)).is_ready()
         {
-            self.hyper = None;
+            self.left = self.hyper.take().map(http1::Connection::into_parts);
         }
     }
 }

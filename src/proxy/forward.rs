@@ -57,8 +57,8 @@ pub(super) struct Answered {
 /// An endpoint and a connection to it.
 #[derive(Debug)]
 pub(super) struct Line {
-    lease: Lease,
-    picked: Picked,
+    pub(super) lease: Lease,
+    pub(super) picked: Picked,
 }
 
 /// Sends the request and waits for the head of its answer. `hash` is of what `consistent_hash` looks at.
@@ -107,10 +107,6 @@ pub(super) async fn forward(
         let time = if outgoing.upload.is_some() { service.timeouts.idle } else { answer_within };
         client.alarm.set(client.worker.alarms.soon().max(record.started) + time);
         match send(client, &mut lease, outgoing).await {
-            Attempt::Answered(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                picked.failed();
-                return Err(ProxyError::UpstreamMalformed);
-            }
             Attempt::Answered(response) => {
                 judge(&picked, response.status());
                 return Ok(Answered { response, line: Line { lease, picked } });
@@ -277,8 +273,8 @@ async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing) -> Attempt
 pub(super) struct AnswerBody {
     content: Content,
     client: Rc<Client>,
-    /// Counts the request when the body is gone.
-    record: Record,
+    /// Counts the request when the body is gone; none: something else does.
+    record: Option<Record>,
 }
 
 #[derive(Debug)]
@@ -296,7 +292,12 @@ enum Content {
 impl AnswerBody {
     /// The gateway's own words.
     pub(super) fn own(content: Bytes, client: &Rc<Client>, record: Record) -> Self {
-        Self { content: Content::Own(Some(content)), client: Rc::clone(client), record }
+        Self { content: Content::Own(Some(content)), client: Rc::clone(client), record: Some(record) }
+    }
+
+    /// Nothing, for an answer after which something else than HTTP follows.
+    pub(super) fn nothing(client: &Rc<Client>) -> Self {
+        Self { content: Content::Own(None), client: Rc::clone(client), record: None }
     }
 
     /// An endpoint's body, which may stand still for `idle`.
@@ -309,7 +310,7 @@ impl AnswerBody {
     ) -> Self {
         client.alarm.set(client.worker.alarms.soon() + idle);
         let content = Content::Endpoint { incoming, line: Some(line), idle };
-        let mut body = Self { content, client: Rc::clone(client), record };
+        let mut body = Self { content, client: Rc::clone(client), record: Some(record) };
         if body.is_end_stream() {
             body.end();
         }
@@ -319,7 +320,7 @@ impl AnswerBody {
     /// Fails at the next poll: what came before the failure is written out first, for hyper drops what it holds
     /// when a body fails.
     fn break_off<T>(&mut self, cx: &Context<'_>, kind: std::io::ErrorKind) -> Poll<T> {
-        self.record.ended(record::UPSTREAM_CUT);
+        self.ended(record::UPSTREAM_CUT);
         if let Content::Endpoint { line: Some(line), .. } = &self.content {
             line.picked.failed();
         }
@@ -328,9 +329,15 @@ impl AnswerBody {
         Poll::Pending
     }
 
+    fn ended(&mut self, reason: &'static str) {
+        if let Some(record) = &mut self.record {
+            record.ended(reason);
+        }
+    }
+
     /// The answer is whole: its connection may carry the next one.
     fn end(&mut self) {
-        self.record.ended(record::COMPLETE);
+        self.ended(record::COMPLETE);
         if let Content::Endpoint { line, .. } = &mut self.content
             && let Some(Line { mut lease, .. }) = line.take()
             && lease.connection().is_some_and(|connection| connection.is_usable())
@@ -352,7 +359,9 @@ impl Body for AnswerBody {
         let (incoming, line, idle) = match &mut this.content {
             Content::Own(content) => {
                 let content = content.take();
-                this.record.sent(content.as_ref().map_or(0, Bytes::len));
+                if let Some(record) = &mut this.record {
+                    record.sent(content.as_ref().map_or(0, Bytes::len));
+                }
                 return Poll::Ready(content.map(|bytes| Ok(Frame::data(bytes))));
             }
             Content::Endpoint { incoming, line, idle } => (incoming, line, *idle),
@@ -369,7 +378,9 @@ impl Body for AnswerBody {
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
                     this.client.worker.figures.response_bytes.add(data.len() as u64);
-                    this.record.sent(data.len());
+                    if let Some(record) = &mut this.record {
+                        record.sent(data.len());
+                    }
                 }
                 if frame.is_trailers() || incoming.is_end_stream() {
                     this.end();

@@ -19,6 +19,8 @@ pub(super) struct Framing {
     head: Head,
     /// A line of a head that has not ended yet.
     partial: Vec<u8>,
+    requests: u64,
+    waits_for_answer: bool,
     limits: Arc<Limits>,
 }
 
@@ -63,6 +65,7 @@ struct Head {
     hosts: usize,
     content_length: Option<u64>,
     chunked: bool,
+    upgrade: bool,
 }
 
 const MALFORMED_LINE: ProxyError = ProxyError::Malformed("a line of the head does not end with CRLF");
@@ -72,7 +75,14 @@ const MALFORMED_CHUNK: ProxyError = ProxyError::Malformed("a chunk of the body i
 
 impl Framing {
     pub(super) fn new(limits: Arc<Limits>) -> Self {
-        Self { state: State::Head, head: Head::default(), partial: Vec::new(), limits }
+        Self {
+            state: State::Head,
+            head: Head::default(),
+            partial: Vec::new(),
+            requests: 0,
+            waits_for_answer: false,
+            limits,
+        }
     }
 
     /// Whether the next byte begins a request.
@@ -85,17 +95,33 @@ impl Framing {
         self.state == State::Head && !self.at_start()
     }
 
-    /// Takes the next bytes, or says why the connection must end.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
+    /// Requests whose heads have ended.
+    pub(super) fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    /// Whether the last head asked for another protocol: what follows may not be HTTP.
+    pub(super) fn waits_for_answer(&self) -> bool {
+        self.waits_for_answer
+    }
+
+    /// The answer was no other protocol: what follows is HTTP.
+    pub(super) fn go_on(&mut self) {
+        self.waits_for_answer = false;
+    }
+
+    /// Takes the next bytes, or says why the connection must end. Of what follows a head that asks for another
+    /// protocol nothing is taken until it is known to be HTTP; how many were.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
         let mut good = self.at_start().then_some(0);
         let mut rest = bytes;
-        while !rest.is_empty() {
+        while !rest.is_empty() && !self.waits_for_answer {
             rest = self.take_piece(rest).map_err(|error| Refusal { error, good })?;
             if self.at_start() {
                 good = Some(bytes.len() - rest.len());
             }
         }
-        Ok(())
+        Ok(bytes.len() - rest.len())
     }
 
     /// Takes some of the bytes, one at least; the rest.
@@ -129,6 +155,8 @@ impl Framing {
             };
             if ended {
                 self.state = self.head.framing()?;
+                self.requests += 1;
+                self.waits_for_answer = self.head.upgrade && self.state == State::Head;
                 self.head = Head::default();
                 return Ok(bytes);
             }
@@ -226,6 +254,7 @@ impl Head {
                     return Err(ProxyError::Malformed("there is more than one Host"));
                 }
             }
+            7 if name.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
             14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length(value)?,
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.transfer_encoding(value)?,
             _ => {}
@@ -408,8 +437,19 @@ mod tests {
         let refusal = framing().take(format!("{good}{good}GET / HTTP/1.1\n").as_bytes()).unwrap_err();
         assert_eq!(refusal.good, Some(2 * good.len()));
         let mut framing = framing();
-        assert_eq!(framing.take(b"GET / "), Ok(()));
+        assert_eq!(framing.take(b"GET / "), Ok(6));
         assert_eq!(framing.take(b"HTTP/1.1\n").unwrap_err().good, None);
+    }
+
+    #[test]
+    fn what_follows_a_head_that_asks_for_another_protocol_waits() {
+        let ask = b"GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\n\r\n";
+        let mut framing = framing();
+        assert_eq!(framing.take(&[&ask[..], b"\0"].concat()), Ok(ask.len()));
+        assert!(framing.waits_for_answer());
+        assert_eq!((framing.requests(), framing.take(b"\0")), (1, Ok(0)));
+        framing.go_on();
+        assert!(framing.take(b"\n\n").is_err());
     }
 
     #[test]

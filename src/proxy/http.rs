@@ -6,7 +6,7 @@
 //! route, `headers` cleans, `forward` sends.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     future::{Future, poll_fn},
     net::{IpAddr, SocketAddr},
@@ -18,7 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header, request::Parts};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts};
 use http_body::Body;
 use hyper::{
     body::Incoming,
@@ -47,6 +47,7 @@ use super::{
     route_match::{Asked, Found},
     stream::ClientStream,
     table::RoutingTable,
+    upgrade::{self, Opened, Tunnel},
     upload::Upload,
     upstream::View,
     worker::Worker,
@@ -81,6 +82,10 @@ pub(super) struct Client {
     exchange: Cell<bool>,
     /// Reading stopped until the exchange under way is over.
     stalled: Cell<bool>,
+    /// Requests whose answers are over.
+    answered: Cell<u64>,
+    /// What follows on the connection instead of HTTP.
+    tunnel: RefCell<Option<Box<Tunnel>>>,
     /// As far as the stream knows, hyper holds nothing for this connection.
     still: Cell<bool>,
 }
@@ -91,6 +96,11 @@ impl Client {
     /// Whether a request is being answered.
     pub(super) fn exchange_under_way(&self) -> bool {
         self.exchange.get()
+    }
+
+    /// How many requests have been answered, or given up.
+    pub(super) fn answered(&self) -> u64 {
+        self.answered.get()
     }
 
     /// Reading goes no further until the exchange under way is over.
@@ -139,9 +149,19 @@ impl Client {
         self.alarm.set_ceiling(None);
         self.alarm.set(now + KEEP_ALIVE);
         self.exchange.set(false);
+        self.answered.set(self.answered.get() + 1);
         if self.stalled.take() {
             self.alarm.wake();
         }
+    }
+}
+
+/// Lets go of a tunnel that its connection did not live to carry: it holds the client, which holds it.
+struct Unclaimed(Rc<Client>);
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        drop(self.0.tunnel.take());
     }
 }
 
@@ -167,10 +187,13 @@ pub(super) async fn serve(
         header_timeout: limits.header_timeout,
         exchange: Cell::new(false),
         stalled: Cell::new(false),
+        answered: Cell::new(0),
+        tunnel: RefCell::new(None),
         still: Cell::new(false),
         listener,
         worker,
     });
+    let _unclaimed = Unclaimed(Rc::clone(&client));
     client.head_began();
     let mut stream = ClientStream::new(tcp, Framing::new(Arc::clone(&limits)), Rc::clone(&client));
     loop {
@@ -197,6 +220,13 @@ pub(super) async fn serve(
         if over {
             break;
         }
+    }
+    let tunnel = client.tunnel.take();
+    if let Some(tunnel) = tunnel {
+        if let Some((tcp, first)) = stream.into_tunnel() {
+            upgrade::carry(&client, tcp, first, tunnel).await;
+        }
+        return drop(permit);
     }
     if client.exchange_under_way() {
         return;
@@ -291,7 +321,15 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
             let (mut parts, incoming) = endpoint.response.into_parts();
             headers::prepare_answer(&mut parts.headers);
             record.finish(&mut parts.headers);
-            let body = AnswerBody::endpoint(incoming, endpoint.line, endpoint.idle, &client, record);
+            let body = match endpoint.rest {
+                Rest::Body(line) => AnswerBody::endpoint(incoming, line, endpoint.idle, &client, record),
+                Rest::Tunnel(opened) => {
+                    close = false;
+                    upgrade::grant(&mut parts.headers, &opened);
+                    *client.tunnel.borrow_mut() = Some(Box::new(Tunnel { opened, record }));
+                    AnswerBody::nothing(&client)
+                }
+            };
             Response::from_parts(parts, body)
         }
         Ok(Answer::Fixed(response)) => {
@@ -330,10 +368,18 @@ enum Answer {
 /// An endpoint's answer, its body still to come.
 struct FromEndpoint {
     response: Response<Incoming>,
-    line: Line,
+    rest: Rest,
     idle: Duration,
     /// It came before the request's end: what follows on the client's connection is not known to be a request.
     early: bool,
+}
+
+/// What follows an answer's head.
+enum Rest {
+    /// A body, on this connection.
+    Body(Line),
+    /// Another protocol.
+    Tunnel(Opened),
 }
 
 async fn exchange(
@@ -362,6 +408,7 @@ async fn exchange(
 
     client.alarm.set_ceiling(route.timeout.map(|timeout| record.started + timeout));
     let trusted = view.table.trusts(client.address);
+    let asked = upgrade::asked(&parts, !body.is_end_stream());
     headers::prepare_request(&mut parts.headers, &client.peer, request_id, trusted, host.as_ref());
     match host {
         Some(host) if parts.uri.authority().is_some() => drop(parts.headers.insert(header::HOST, host)),
@@ -378,6 +425,9 @@ async fn exchange(
             policies.authenticate(&mut passing, client, view, record).await?;
         }
         policies.prepare(&mut passing)?;
+    }
+    if let Some(protocols) = &asked {
+        upgrade::ask(&mut parts.headers, protocols.clone());
     }
     let branch = match &route.action {
         Action::Send(branch) => branch,
@@ -405,7 +455,14 @@ async fn exchange(
         forward(client, upstream, outgoing, hash, record, answer_within).await?;
     client.alarm.set_ceiling(None);
     let early = upload.is_some_and(|upload| !upload.has_ended());
-    Ok(Answer::Endpoint(FromEndpoint { response, line, idle: timeouts.idle, early }))
+    let rest = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let idle = view.table.listener(client.listener.id).and_then(|listener| listener.idle);
+        let opened = upgrade::open(asked, response.headers(), line, idle.unwrap_or(timeouts.stream));
+        Rest::Tunnel(opened.ok_or(ProxyError::UpstreamMalformed)?)
+    } else {
+        Rest::Body(line)
+    };
+    Ok(Answer::Endpoint(FromEndpoint { response, rest, idle: timeouts.idle, early }))
 }
 
 /// What a redirect may repeat; `headers` are as the endpoint would see them, so that the scheme is a trusted

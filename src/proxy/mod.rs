@@ -14,7 +14,8 @@
 //! 6. [`balance`] chooses the endpoint, [`pool`] lends a connection or opens one; [`forward`] sends, and decides
 //!    whether a failure may be met by sending again; [`upload`] streams the body.
 //! 7. The answer streams back ([`forward::AnswerBody`]); its connection returns to the pool.
-//! 8. A failure at any step is one [`error::ProxyError`], and [`error`] alone makes it an answer.
+//! 8. A failure at any step is one [`error::ProxyError`], and [`error`] alone makes it an answer. After
+//!    a 101 that was asked for, [`upgrade`] carries what follows with [`relay`].
 //! 9. [`record`] has [`figures`] count the request when its body is gone, and the access log take its line.
 //!
 //! The life of a stream, on a listener that is not for HTTP:
@@ -52,6 +53,7 @@ mod split;
 mod stream;
 mod table;
 mod tcp;
+mod upgrade;
 mod upload;
 mod upstream;
 mod worker;

@@ -15,6 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use tokio::net::TcpStream;
+
 use super::{
     connection::Connection,
     error::ProxyError,
@@ -202,6 +205,16 @@ impl Lease {
             self.pool.idle.borrow_mut().push(connection);
         }
         self.passed_on = true;
+    }
+}
+
+impl Lease {
+    /// Makes a stream of it after an answer of 101: the connection carries no more requests, and its place is
+    /// another one's.
+    pub(super) fn into_stream(mut self) -> Option<(TcpStream, Bytes, StreamPlace)> {
+        let (tcp, early) = self.connection.take()?.into_tunnel()?;
+        self.pool.streams.set(self.pool.streams.get() + 1);
+        Some((tcp, early, StreamPlace(Rc::clone(&self.pool))))
     }
 }
 

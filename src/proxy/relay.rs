@@ -136,6 +136,11 @@ impl Relay {
         self.up.hold(bytes);
     }
 
+    /// Has `bytes` go to the client before what the endpoint sends.
+    pub(super) fn send_back_first(&mut self, bytes: Vec<u8>) {
+        self.down.hold(bytes);
+    }
+
     /// Copies until both directions have ended.
     pub(super) async fn run(mut self) -> Result<(), ProxyError> {
         self.alarm.set(self.worker.alarms.soon() + self.idle);

@@ -33,6 +33,8 @@ pub(super) struct ClientStream {
     blocked: bool,
     /// The last look for more to read found nothing.
     starved: bool,
+    /// Was read behind a request for another protocol, and not looked at yet.
+    held: Vec<u8>,
 }
 
 /// An answer in several pieces of so many bytes together is copied into one: a copy of a few kilobytes costs less
@@ -58,7 +60,16 @@ pub(super) struct Task(RefCell<Waker>);
 
 impl ClientStream {
     pub(super) fn new(tcp: TcpStream, framing: Framing, client: Rc<Client>) -> Self {
-        Self { tcp, framing, client, refusal: None, answerable: false, blocked: false, starved: false }
+        Self {
+            tcp,
+            framing,
+            client,
+            refusal: None,
+            answerable: false,
+            blocked: false,
+            starved: false,
+            held: Vec::new(),
+        }
     }
 
     /// Ready when there is something to read, be it the end.
@@ -70,6 +81,37 @@ impl ClientStream {
     /// and the client's exchange being over, hyper holds nothing for this connection.
     fn is_still(&self) -> bool {
         self.starved && !self.blocked && self.refusal.is_none() && self.framing.at_start()
+    }
+
+    /// The socket for another protocol, and what the client sent of it already. None: an answer before it was not
+    /// written out, and is lost.
+    pub(super) fn into_tunnel(self) -> Option<(TcpStream, Vec<u8>)> {
+        (!self.blocked && self.refusal.is_none()).then_some((self.tcp, self.held))
+    }
+
+    /// Whether what the client sends now may belong to another protocol: nobody reads it before that is known.
+    fn waits_for_answer(&mut self) -> bool {
+        if !self.framing.waits_for_answer() {
+            return false;
+        }
+        let waits = self.client.answered() < self.framing.requests();
+        if waits {
+            self.client.stall();
+        } else {
+            self.framing.go_on();
+        }
+        waits
+    }
+
+    /// Reads what was held back, or from the socket.
+    fn poll_bytes(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.held.is_empty() {
+            return Pin::new(&mut self.tcp).poll_read(cx, buf);
+        }
+        let taken = self.held.len().min(buf.remaining());
+        buf.put_slice(&self.held[..taken]);
+        self.held.drain(..taken);
+        Poll::Ready(Ok(()))
     }
 
     /// The socket, why it was read no further, and whether a request was left half read.
@@ -111,8 +153,12 @@ impl AsyncRead for ClientStream {
         if this.refusal.is_some() {
             return this.refused();
         }
+        if this.waits_for_answer() {
+            this.client.set_still(false);
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
-        let read = Pin::new(&mut this.tcp).poll_read(cx, buf);
+        let read = this.poll_bytes(cx, buf);
         this.starved = read.is_pending();
         this.client.set_still(this.is_still());
         let Poll::Ready(read) = read else {
@@ -122,11 +168,18 @@ impl AsyncRead for ClientStream {
         };
         read?;
         let was_at_start = this.framing.at_start();
-        if let Err(refusal) = this.framing.take(&buf.filled()[before..]) {
-            // Inside a request's own body the exchange under way answers.
-            this.refuse(refusal.error, refusal.good.is_some() || !this.client.exchange_under_way());
-            let Some(good) = refusal.good.filter(|good| *good > 0) else { return this.refused() };
-            buf.set_filled(before + good);
+        match this.framing.take(&buf.filled()[before..]) {
+            Ok(taken) if before + taken < buf.filled().len() => {
+                this.held.splice(..0, buf.filled()[before + taken..].iter().copied());
+                buf.set_filled(before + taken);
+            }
+            Ok(_) => {}
+            Err(refusal) => {
+                // Inside a request's own body the exchange under way answers.
+                this.refuse(refusal.error, refusal.good.is_some() || !this.client.exchange_under_way());
+                let Some(good) = refusal.good.filter(|good| *good > 0) else { return this.refused() };
+                buf.set_filled(before + good);
+            }
         }
         if was_at_start && this.framing.in_head() && !this.client.exchange_under_way() {
             this.client.head_began();
@@ -194,6 +247,13 @@ impl ClientStream {
 }
 
 // === impl EndpointStream ===
+
+impl EndpointStream {
+    /// The socket for another protocol.
+    pub(super) fn into_tcp(self) -> TcpStream {
+        self.tcp
+    }
+}
 
 impl EndpointStream {
     /// `received` is set when the endpoint sends anything.

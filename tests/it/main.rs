@@ -19,4 +19,5 @@ mod routing;
 mod tcp;
 mod three_nodes;
 mod tidy;
+mod upgrade;
 mod upstream;
