@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::{
-    document::{HostPattern, IpNetwork},
+    document::{HostPattern, IpNetwork, Origin},
     problem::shown,
 };
 
@@ -152,6 +152,42 @@ pub fn host_pattern(text: &str) -> Result<HostPattern, Refusal> {
     }
     host_name(name).map_err(|problem| (problem, None))?;
     Ok(if wildcard { HostPattern::Wildcard(name.into()) } else { HostPattern::Exact(name.into()) })
+}
+
+/// An origin as browsers write it (RFC 6454, section 6.2): `https://app.example.com`, `https://*.example.com:8443`.
+pub fn origin(text: &str) -> Result<Origin, Refusal> {
+    let refuse = |suggestion: String| Err((format!("`{}` is not an origin", shown(text)), Some(suggestion)));
+    let lower = text.to_ascii_lowercase();
+    let Some((scheme, rest)) = lower.split_once("://") else {
+        return refuse(format!("write the scheme as well: \"https://{}\"", shown(text)));
+    };
+    if let Some(index) = rest.find(['/', '?', '#']) {
+        return refuse(format!("write \"{scheme}://{}\"", shown(&rest[..index])));
+    }
+    let own_port = match scheme {
+        "https" => ":443",
+        "http" => ":80",
+        _ => "",
+    };
+    if let Some(host) = rest.strip_suffix(own_port).filter(|_| !own_port.is_empty()) {
+        return refuse(format!("browsers leave the scheme's own port out: \"{scheme}://{}\"", shown(host)));
+    }
+    let (host, port) = match rest.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (rest, None),
+    };
+    let port_ok = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+    let scheme_ok = scheme.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    if !port_ok || !scheme_ok || scheme.is_empty() || host == "*" {
+        return refuse("write one such as \"https://app.example.com\" or \"https://*.example.com\"".into());
+    }
+    Ok(match host_pattern(host)? {
+        HostPattern::Wildcard(name) => Origin::Below {
+            scheme: format!("{scheme}://"),
+            suffix: port.map_or_else(|| format!(".{name}"), |port| format!(".{name}:{port}")),
+        },
+        HostPattern::Exact(_) | HostPattern::Any => Origin::Exact(lower),
+    })
 }
 
 /// Whether a route's path is written as requests are matched: normalised, percent-encoded, without a query.

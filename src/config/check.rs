@@ -1,6 +1,6 @@
 //! The gateway document: text → [`Document`], or every problem with its place and a suggestion.
 //!
-//! A file a section: `listeners`, `services`, `policies`, `routes`, and `actions` for what a route does.
+//! A file a section: `listeners`, `services`, `policies` and `budgets`, `routes`, and `actions` for what a route does.
 //! Invariants: a [`Document`] leaves here only if nothing is wrong with it; no input panics or takes
 //! unbounded time; reading does not stop at the first problem. Neighbours: `yaml` and `field` read,
 //! `address` judges single values; the admin API, `gogate check` and the node's own file come here.
@@ -40,8 +40,8 @@ routes:
 // Every key of the interface: what this build reads, and what it does not do yet. Support for a key is
 // added by moving it from `later` to `known`.
 pub(super) const TOP: Keys = Keys {
-    known: &["listeners", "services", "routes", "policies", "trusted_proxies", "limits"],
-    later: &["certificates", "budgets"],
+    known: &["listeners", "services", "routes", "policies", "budgets", "trusted_proxies", "limits"],
+    later: &["certificates"],
 };
 
 /// No timeout is shorter: 0 would fail every request.
@@ -70,10 +70,11 @@ pub fn document(text: &str) -> Result<Document, Vec<Problem>> {
 fn read(top: &Section<'_>) -> Document {
     let services = services::services(top);
     let listeners = listeners::listeners(top, &services);
-    let policies = policies::policies(top, &services);
+    let budgets = policies::budgets(top);
+    let policies = policies::policies(top, &services, &budgets);
     let routes = routes::routes(top, &listeners, &services, &policies);
     let (trusted_proxies, limits) = (trusted_proxies(top), limits(top));
-    Document { listeners, services, routes, policies, trusted_proxies, limits }
+    Document { listeners, services, routes, policies, budgets, trusted_proxies, limits }
 }
 
 /// A value that was judged elsewhere, its refusal reported here.

@@ -21,7 +21,10 @@ pub use self::{
         Users, sha256_hash,
     },
     listener::{ConnectionRate, Listener, Protocol},
-    policy::{HeaderEdit, Policy, PolicyKind},
+    policy::{
+        Budget, BudgetKey, Coding, Compress, Cors, HeaderEdit, Origin, Policy, PolicyKind, RequestIdPolicy,
+        TrustId,
+    },
     route::{HostPattern, Match, PathPattern, Route, Wanted},
     service::{Balance, Endpoint, HashOn, Pool, Service, Timeouts},
 };
@@ -37,6 +40,8 @@ pub struct Document {
     pub routes: Vec<Route>,
     /// By name.
     pub policies: BTreeMap<String, Policy>,
+    /// By name.
+    pub budgets: BTreeMap<String, Budget>,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: Vec<IpNetwork>,
     /// Bounds on what a client may send.

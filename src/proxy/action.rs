@@ -8,10 +8,10 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use super::{
     fixed::FixedAnswer,
-    policy::{Auths, RoutePolicies},
+    policy::{Compiler, RoutePolicies},
     split::Turns,
 };
-use crate::config::document::{self, Document, Route};
+use crate::config::document::{self, Route};
 
 /// A route as requests use it.
 #[derive(Debug)]
@@ -54,16 +54,16 @@ pub(super) struct Split {
 /// Compiles routes one after the other.
 pub(super) struct RouteCompiler<'a> {
     pub(super) services: &'a HashMap<Arc<str>, usize>,
-    pub(super) auths: &'a Auths,
     /// By route.
     pub(super) previous: HashMap<&'a str, &'a Arc<Turns>>,
     pub(super) counted: Vec<(Arc<str>, Arc<str>)>,
+    pub(super) policies: Compiler<'a>,
 }
 
 // === impl RouteCompiler ===
 
-impl RouteCompiler<'_> {
-    pub(super) fn compile(&mut self, document: &Document, route: &Route) -> CompiledRoute {
+impl<'a> RouteCompiler<'a> {
+    pub(super) fn compile(&mut self, route: &'a Route) -> CompiledRoute {
         let name: Arc<str> = route.name.as_str().into();
         let split_before = self.previous.get(&*name).copied();
         let counted = self.counted.len();
@@ -91,7 +91,7 @@ impl RouteCompiler<'_> {
             counted,
             allow_encoded_slash: route.allow_encoded_slash,
             timeout: route.timeout,
-            policies: RoutePolicies::compile(document, route, self.auths, self.services),
+            policies: self.policies.compile(route),
         }
     }
 

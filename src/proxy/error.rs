@@ -27,6 +27,12 @@ pub(super) enum ProxyError {
     AuthOverload,
     /// A policy of the route does not let the client's address in.
     IpDenied,
+    /// A policy's budget is spent; in so many seconds there is more.
+    RateLimited(u64),
+    /// As many requests are under way as a policy allows.
+    TooManyInFlight,
+    /// The gateway panicked over it.
+    Panicked,
     /// A route knows the path, but not with this method.
     MethodNotAllowed(Vec<Method>),
     /// The client sent its request too slowly.
@@ -172,6 +178,27 @@ impl ProxyError {
             Self::IpDenied => {
                 row(403, "ip_denied", "http_request_denied", Client, "this address is not let in here")
             }
+            Self::RateLimited(_) => row(
+                429,
+                "rate_limited",
+                "http_request_denied",
+                Client,
+                "so many requests are not allowed; see Retry-After",
+            ),
+            Self::TooManyInFlight => row(
+                503,
+                "max_in_flight",
+                "http_request_denied",
+                Gateway,
+                "as many requests are under way here as are allowed",
+            ),
+            Self::Panicked => closing(row(
+                500,
+                "panic",
+                "proxy_internal_error",
+                Gateway,
+                "the gateway failed over this request",
+            )),
             Self::MethodNotAllowed(_) => row(
                 405,
                 "method_not_allowed",
@@ -191,7 +218,7 @@ impl ProxyError {
                 "body_too_large",
                 "http_request_denied",
                 Client,
-                "the request body is longer than limits.body_bytes",
+                "the request body is longer than is taken here",
             )),
             Self::UriTooLong => closing(row(
                 414,
@@ -332,7 +359,9 @@ impl ProxyError {
         if let Ok(status) = HeaderValue::try_from(format!("gogate; error={}", row.token)) {
             headers.insert("proxy-status", status);
         }
-        if row.retry_after {
+        if let Self::RateLimited(seconds) = self {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(*seconds));
+        } else if row.retry_after {
             headers.insert(header::RETRY_AFTER, RETRY_AFTER);
         }
         if row.close {

@@ -25,6 +25,8 @@ pub(super) struct Figures {
     pub(super) request_bytes: Counter,
     pub(super) response_bytes: Counter,
     rejections: RefCell<BTreeMap<&'static str, u64>>,
+    /// By budget: admitted and refused. A document has few: a short list beats a map.
+    decisions: RefCell<Vec<(Arc<str>, [u64; 2])>>,
     retries: RefCell<BTreeMap<(Arc<str>, &'static str), u64>>,
 }
 
@@ -63,12 +65,30 @@ impl Figures {
         *self.retries.borrow_mut().entry((Arc::clone(service), reason)).or_default() += 1;
     }
 
+    /// Counts a decision about a budget.
+    pub(super) fn decide(&self, budget: &Arc<str>, allowed: bool) {
+        let mut decisions = self.decisions.borrow_mut();
+        let place = decisions
+            .iter()
+            .position(|(known, _)| Arc::ptr_eq(known, budget))
+            .or_else(|| decisions.iter().position(|(known, _)| known == budget))
+            .unwrap_or_else(|| {
+                decisions.push((Arc::clone(budget), [0, 0]));
+                decisions.len() - 1
+            });
+        decisions[place].1[usize::from(!allowed)] += 1;
+    }
+
     /// Copies the figures for a scrape.
     pub(super) fn copy_to(&self, traffic: &mut Traffic) {
         traffic.request_bytes += self.request_bytes.get();
         traffic.response_bytes += self.response_bytes.get();
         traffic.rejections.clone_from(&self.rejections.borrow());
         traffic.retries.clone_from(&self.retries.borrow());
+        for (budget, [allowed, refused]) in self.decisions.borrow().iter() {
+            *traffic.decisions.entry((Arc::clone(budget), "allowed")).or_default() += allowed;
+            *traffic.decisions.entry((Arc::clone(budget), "refused")).or_default() += refused;
+        }
     }
 }
 

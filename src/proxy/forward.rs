@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 use super::{
     error::{Blame, ProxyError},
     http::Client,
+    policy::{Compressor, recovery},
     pool::{Lease, Pool},
     record::{self, Journey, Record},
     upload::{RequestBody, Upload},
@@ -273,6 +274,8 @@ async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing) -> Attempt
 pub(super) struct AnswerBody {
     content: Content,
     client: Rc<Client>,
+    /// Encodes the content on its way.
+    compressor: Option<Box<Compressor>>,
     /// Counts the request when the body is gone; none: something else does.
     record: Option<Record>,
 }
@@ -292,12 +295,17 @@ enum Content {
 impl AnswerBody {
     /// The gateway's own words.
     pub(super) fn own(content: Bytes, client: &Rc<Client>, record: Record) -> Self {
-        Self { content: Content::Own(Some(content)), client: Rc::clone(client), record: Some(record) }
+        Self {
+            content: Content::Own(Some(content)),
+            client: Rc::clone(client),
+            compressor: None,
+            record: Some(record),
+        }
     }
 
     /// Nothing, for an answer after which something else than HTTP follows.
     pub(super) fn nothing(client: &Rc<Client>) -> Self {
-        Self { content: Content::Own(None), client: Rc::clone(client), record: None }
+        Self { content: Content::Own(None), client: Rc::clone(client), compressor: None, record: None }
     }
 
     /// An endpoint's body, which may stand still for `idle`.
@@ -310,11 +318,16 @@ impl AnswerBody {
     ) -> Self {
         client.alarm.set(client.worker.alarms.soon() + idle);
         let content = Content::Endpoint { incoming, line: Some(line), idle };
-        let mut body = Self { content, client: Rc::clone(client), record: Some(record) };
+        let mut body = Self { content, client: Rc::clone(client), compressor: None, record: Some(record) };
         if body.is_end_stream() {
             body.end();
         }
         body
+    }
+
+    /// The same, encoded.
+    pub(super) fn compressed(self, compressor: Compressor) -> Self {
+        Self { compressor: Some(Box::new(compressor)), ..self }
     }
 
     /// Fails at the next poll: what came before the failure is written out first, for hyper drops what it holds
@@ -347,22 +360,21 @@ impl AnswerBody {
     }
 }
 
-impl Body for AnswerBody {
-    type Data = Bytes;
-    type Error = std::io::Error;
+impl AnswerBody {
+    /// The next piece for the client.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let Some(mut compressor) = self.compressor.take() else { return self.poll_content(cx) };
+        let piece = compressor.poll_frame(|| self.poll_content(cx));
+        self.compressor = Some(compressor);
+        piece
+    }
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = &mut *self;
+    /// The next piece as it came.
+    fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
+        let this = self;
         let (incoming, line, idle) = match &mut this.content {
             Content::Own(content) => {
-                let content = content.take();
-                if let Some(record) = &mut this.record {
-                    record.sent(content.as_ref().map_or(0, Bytes::len));
-                }
-                return Poll::Ready(content.map(|bytes| Ok(Frame::data(bytes))));
+                return Poll::Ready(content.take().map(|bytes| Ok(Frame::data(bytes))));
             }
             Content::Endpoint { incoming, line, idle } => (incoming, line, *idle),
             Content::Broken(kind) => return Poll::Ready(Some(Err((*kind).into()))),
@@ -376,12 +388,6 @@ impl Body for AnswerBody {
         };
         match frame {
             Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    this.client.worker.figures.response_bytes.add(data.len() as u64);
-                    if let Some(record) = &mut this.record {
-                        record.sent(data.len());
-                    }
-                }
                 if frame.is_trailers() || incoming.is_end_stream() {
                     this.end();
                 } else {
@@ -396,8 +402,42 @@ impl Body for AnswerBody {
             }
         }
     }
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        let Some(piece) = recovery::catch(|| this.poll_piece(cx)) else {
+            let reason = ProxyError::Panicked.row().reason;
+            this.client.worker.figures.reject(reason);
+            this.ended(reason);
+            this.content = Content::Broken(std::io::ErrorKind::Other);
+            return Poll::Ready(Some(Err(std::io::ErrorKind::Other.into())));
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &piece
+            && let Some(data) = frame.data_ref()
+        {
+            let is_endpoints = !matches!(this.content, Content::Own(_));
+            if is_endpoints {
+                this.client.worker.figures.response_bytes.add(data.len() as u64);
+            }
+            if let Some(record) = &mut this.record {
+                record.sent(data.len());
+            }
+        }
+        piece
+    }
 
     fn is_end_stream(&self) -> bool {
+        if let Some(compressor) = &self.compressor {
+            return compressor.is_end();
+        }
         match &self.content {
             Content::Own(content) => content.as_ref().is_none_or(Bytes::is_empty),
             Content::Endpoint { incoming, .. } => incoming.is_end_stream(),
@@ -406,6 +446,9 @@ impl Body for AnswerBody {
     }
 
     fn size_hint(&self) -> SizeHint {
+        if self.compressor.is_some() {
+            return SizeHint::default();
+        }
         match &self.content {
             Content::Own(content) => SizeHint::with_exact(content.as_ref().map_or(0, Bytes::len) as u64),
             Content::Endpoint { incoming, .. } => incoming.size_hint(),

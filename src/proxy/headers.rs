@@ -13,6 +13,7 @@ pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwar
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+pub(super) const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -82,7 +83,8 @@ fn hex(value: u64) -> [u8; 16] {
     std::array::from_fn(|place| DIGITS[(value >> (60 - 4 * place)) as usize & 15])
 }
 
-fn is_well_formed_id(id: &[u8]) -> bool {
+/// Whether an id that came with a request can be kept.
+pub(super) fn is_well_formed_id(id: &[u8]) -> bool {
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:+/=@".contains(byte);
     (1..=REQUEST_ID_MAX).contains(&id.len()) && id.iter().all(allowed)
 }
@@ -123,6 +125,7 @@ pub(super) fn prepare_request(
         forward_as_trusted(headers, peer, host);
     } else {
         headers.remove(FORWARDED);
+        headers.remove(X_FORWARDED_PREFIX);
         headers.insert(X_FORWARDED_FOR, peer.ip.clone());
         headers.insert(X_REAL_IP, peer.ip.clone());
         headers.insert(X_FORWARDED_PROTO, HTTP);

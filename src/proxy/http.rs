@@ -42,7 +42,7 @@ use super::{
     headers::{self, Peer, RequestId},
     listener::{ListenerState, Permit},
     path,
-    policy::{Passed, Passing},
+    policy::{self, Passed, Passing, recovery},
     record::{self, Record},
     route_match::{Asked, Found},
     stream::ClientStream,
@@ -310,18 +310,29 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
     let started = Instant::now();
     let view = client.worker.view();
     let (parts, body) = request.into_parts();
-    let request_id = RequestId::of(&parts.headers, || client.worker.random());
+    let mut request_id = RequestId::of(&parts.headers, || client.worker.random());
     let mut record = Record::begin(&client, &view, started, &parts, &request_id);
-    let exchange = exchange(&client, &view, parts, body, &request_id, &mut record);
+    let outcome = {
+        let mut exchange = pin!(exchange(&client, &view, parts, body, &mut request_id, &mut record));
+        poll_fn(|cx| {
+            recovery::catch(|| exchange.as_mut().poll(cx)).unwrap_or(Poll::Ready(Err(ProxyError::Panicked)))
+        })
+        .await
+    };
     let mut close = client.worker.is_draining();
-    let mut response = match exchange.await {
+    let mut response = match outcome {
         Ok(Answer::Endpoint(endpoint)) => {
             close |= endpoint.early;
             record.answered(endpoint.response.status());
             let (mut parts, incoming) = endpoint.response.into_parts();
             headers::prepare_answer(&mut parts.headers);
             record.finish(&mut parts.headers);
-            let body = match endpoint.rest {
+            let compressor = if incoming.is_end_stream() {
+                None
+            } else {
+                record.compress(parts.status, &mut parts.headers, incoming.size_hint().exact())
+            };
+            let mut body = match endpoint.rest {
                 Rest::Body(line) => AnswerBody::endpoint(incoming, line, endpoint.idle, &client, record),
                 Rest::Tunnel(opened) => {
                     close = false;
@@ -330,6 +341,9 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
                     AnswerBody::nothing(&client)
                 }
             };
+            if let Some(compressor) = compressor {
+                body = body.compressed(compressor);
+            }
             Response::from_parts(parts, body)
         }
         Ok(Answer::Fixed(response)) => {
@@ -361,7 +375,7 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
 /// What a request came to.
 enum Answer {
     Endpoint(FromEndpoint),
-    /// The route's own.
+    /// The route's own, or a policy's.
     Fixed(Response<Bytes>),
 }
 
@@ -387,13 +401,16 @@ async fn exchange(
     view: &View,
     mut parts: Parts,
     body: Incoming,
-    request_id: &RequestId,
+    request_id: &mut RequestId,
     record: &mut Record,
 ) -> Result<Answer, ProxyError> {
     let routing = &*view.table.routing;
     let host = host_of(&parts)?;
     let (mut uri, encoded_slash) = origin_form(&parts.method, &parts.uri)?;
-    let found = find_route(client, &view.table, host.as_ref(), &uri, &parts);
+    let found = match find_preflight(client, &view.table, host.as_ref(), &uri, &parts) {
+        Some(place) => Ok(place),
+        None => find_route(client, &view.table, host.as_ref(), &uri, &parts, &parts.method),
+    };
     // What a path with an encoded slash means, a route must say.
     if encoded_slash && !found.as_ref().is_ok_and(|place| routing.routes[*place].allow_encoded_slash) {
         return Err(BAD_PATH);
@@ -401,14 +418,22 @@ async fn exchange(
     let place = found?;
     let route = &routing.routes[place];
     record.figures = Rc::clone(&view.figures[route.counted]);
-    let bytes_max = routing.limits.body_bytes;
-    if bytes_max.is_some_and(|bytes_max| body.size_hint().lower() > bytes_max) {
+    let own_bytes_max = route.policies.as_ref().and_then(|policies| policies.body_bytes_max());
+    let bytes_max = own_bytes_max.or(routing.limits.body_bytes);
+    if own_bytes_max.is_none() && bytes_max.is_some_and(|bytes_max| body.size_hint().lower() > bytes_max) {
         return Err(ProxyError::BodyTooLarge);
     }
 
     client.alarm.set_ceiling(route.timeout.map(|timeout| record.started + timeout));
     let trusted = view.table.trusts(client.address);
     let asked = upgrade::asked(&parts, !body.is_end_stream());
+    if let Some(policies) = &route.policies {
+        let new = || RequestId::of(&HeaderMap::new(), || client.worker.random()).id;
+        if let Some(id) = policies.request_id(&parts.headers, trusted, &request_id.id, new) {
+            record.renamed(&id);
+            request_id.id = id;
+        }
+    }
     headers::prepare_request(&mut parts.headers, &client.peer, request_id, trusted, host.as_ref());
     match host {
         Some(host) if parts.uri.authority().is_some() => drop(parts.headers.insert(header::HOST, host)),
@@ -418,11 +443,23 @@ async fn exchange(
     }
     if let Some(policies) = &route.policies {
         let address = record.client_address(&parts.headers, &routing.trusted_proxies);
-        record.passed = Some(Passed::new(policies));
-        let mut passing = Passing { parts: &mut parts, uri: &mut uri, client: address, claims: None };
-        policies.admit(&mut passing)?;
+        let passed = record.passed.insert(Passed::new(policies, &parts, &request_id.id));
+        let mut passing = Passing {
+            parts: &mut parts,
+            uri: &mut uri,
+            client: address,
+            at: record.started,
+            body_bytes_min: body.size_hint().lower(),
+            figures: &client.worker.figures,
+            request_id: &request_id.id,
+            claims: None,
+        };
+        if let Some(answer) = policies.admit(&mut passing, passed)? {
+            return Ok(Answer::Fixed(answer));
+        }
         if policies.authenticates() {
-            policies.authenticate(&mut passing, client, view, record).await?;
+            // Boxed: those who are not asked who they are have no room for it in their tasks.
+            Box::pin(policies.authenticate(&mut passing, client, view, record)).await?;
         }
         policies.prepare(&mut passing)?;
     }
@@ -444,7 +481,10 @@ async fn exchange(
     let service = &*upstream.plan.service;
     let timeouts = &service.timeouts;
     let hash = match &service.balance {
-        Balance::ConsistentHash(on) => hash_key(on, &parts.headers, uri.path(), client.address),
+        Balance::ConsistentHash(on) => {
+            let address = record.client_address(&parts.headers, &routing.trusted_proxies);
+            hash_key(on, &parts.headers, uri.path(), address)
+        }
         _ => None,
     };
     let answer_within = route.timeout.unwrap_or(timeouts.request);
@@ -465,6 +505,25 @@ async fn exchange(
     Ok(Answer::Endpoint(FromEndpoint { response, rest, idle: timeouts.idle, early }))
 }
 
+/// The route of a preflight is the one that takes the request which it asks about, whatever methods that takes, if
+/// it answers preflights.
+fn find_preflight(
+    client: &Client,
+    table: &RoutingTable,
+    host: Option<&HeaderValue>,
+    uri: &Uri,
+    parts: &Parts,
+) -> Option<usize> {
+    if !policy::is_preflight(&parts.method, &parts.headers) {
+        return None;
+    }
+    let method = parts.headers.get(header::ACCESS_CONTROL_REQUEST_METHOD)?;
+    let method = Method::from_bytes(method.as_bytes()).ok()?;
+    let place = find_route(client, table, host, uri, parts, &method).ok()?;
+    let policies = table.routing.routes[place].policies.as_ref()?;
+    policies.answers_preflights().then_some(place)
+}
+
 /// What a redirect may repeat; `headers` are as the endpoint would see them, so that the scheme is a trusted
 /// proxy's or this connection's.
 fn repeatable<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Repeatable<'a> {
@@ -479,11 +538,12 @@ fn find_route(
     host: Option<&HeaderValue>,
     uri: &Uri,
     parts: &Parts,
+    method: &Method,
 ) -> Result<usize, ProxyError> {
     let index = table.index(client.listener.id).ok_or(ProxyError::NoRoute)?;
     let host = host.and_then(|host| host.to_str().ok()).map_or("", without_port);
     let (path, query) = (uri.path(), uri.query());
-    match index.find(&Asked { host, path, query, method: &parts.method, headers: &parts.headers }) {
+    match index.find(&Asked { host, path, query, method, headers: &parts.headers }) {
         Found::Route(place) => Ok(place),
         Found::OtherMethods(methods) => Err(ProxyError::MethodNotAllowed(methods)),
         Found::Nothing => Err(ProxyError::NoRoute),

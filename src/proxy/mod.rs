@@ -41,6 +41,7 @@ mod framing;
 mod headers;
 mod http;
 mod keeper;
+mod limiter;
 mod listener;
 mod path;
 mod policy;

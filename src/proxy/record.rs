@@ -22,7 +22,7 @@ use super::{
     headers::RequestId,
     http::Client,
     listener::ListenerState,
-    policy::Passed,
+    policy::{Compressor, Passed},
     upstream::View,
     worker::Worker,
 };
@@ -149,6 +149,23 @@ impl Record {
     pub(super) fn finish(&self, headers: &mut HeaderMap) {
         if let Some(passed) = &self.passed {
             passed.finish(headers);
+        }
+    }
+
+    /// Encodes the endpoint's answer, if a policy says so and its client gains by it.
+    pub(super) fn compress(
+        &self,
+        status: StatusCode,
+        headers: &mut HeaderMap,
+        length: Option<u64>,
+    ) -> Option<Compressor> {
+        self.passed.as_ref()?.compress(status, headers, length)
+    }
+
+    /// The request goes by another id.
+    pub(super) fn renamed(&mut self, id: &HeaderValue) {
+        if let Some(journey) = self.journey.as_mut().and_then(Rc::get_mut) {
+            journey.request_id = id.clone();
         }
     }
 

@@ -17,7 +17,7 @@ use tracing::warn;
 use super::{
     action::{Action, CompiledRoute, RouteCompiler},
     balance::{Ring, hash_of},
-    policy::Auths,
+    policy::{Auths, Compiler, Memory},
     route_match::RouteIndex,
     split::Turns,
 };
@@ -53,6 +53,8 @@ pub(super) struct Routing {
     pub(super) counted: Vec<(Arc<str>, Arc<str>)>,
     pub(super) trusted_proxies: Vec<IpNetwork>,
     pub(super) limits: Arc<Limits>,
+    /// What the next document's policies go on with.
+    memory: Memory,
     /// Service name → its place in the table's upstreams.
     services: HashMap<Arc<str>, usize>,
     /// The state of policies that ask who it is.
@@ -267,9 +269,9 @@ impl Routing {
         let mut routes = Vec::with_capacity(document.routes.len());
         let mut compiler = RouteCompiler {
             services: &services,
-            auths: &auths,
             previous: previous.turns(),
             counted: Vec::new(),
+            policies: Compiler::new(document, &auths, &services, &previous.memory),
         };
         for route in &document.routes {
             if let Some(listener) =
@@ -278,9 +280,9 @@ impl Routing {
                 let (route, listener) = (route.name.clone(), listener.clone());
                 return Err(CompileError::Listener { route, listener });
             }
-            routes.push(compiler.compile(document, route));
+            routes.push(compiler.compile(route));
         }
-        let counted = compiler.counted;
+        let (counted, memory) = (compiler.counted, compiler.policies.into_memory());
         Ok(Routing {
             listeners: document.listeners.clone(),
             indexes: Self::indexes(document)?,
@@ -295,6 +297,7 @@ impl Routing {
             counted,
             trusted_proxies: document.trusted_proxies.clone(),
             limits: Arc::new(document.limits.clone()),
+            memory,
             services,
             auths,
         })

@@ -92,6 +92,8 @@ pub struct Traffic {
     pub upstream_connections: BTreeMap<Arc<str>, UpstreamConnections>,
     /// By service and reason.
     pub retries: BTreeMap<(Arc<str>, &'static str), u64>,
+    /// By budget and decision (`allowed`, `refused`).
+    pub decisions: BTreeMap<(Arc<str>, &'static str), u64>,
     /// By reason.
     pub rejections: BTreeMap<&'static str, u64>,
     /// Lines of the access log that were not written; none where there is no access log. Of the process, not a
@@ -170,6 +172,9 @@ impl Traffic {
         for (labels, more) in &other.retries {
             *self.retries.entry(labels.clone()).or_default() += more;
         }
+        for (labels, more) in &other.decisions {
+            *self.decisions.entry(labels.clone()).or_default() += more;
+        }
         for (reason, more) in &other.rejections {
             *self.rejections.entry(reason).or_default() += more;
         }
@@ -245,6 +250,13 @@ impl Traffic {
                 "requests sent again",
                 self.retries.iter().map(|((service, reason), count)| {
                     (vec![("service", &**service), ("reason", *reason)], *count)
+                }),
+            ),
+            counter(
+                RATE_LIMIT_DECISIONS_TOTAL,
+                "decisions about rate limits",
+                self.decisions.iter().map(|((budget, decision), count)| {
+                    (vec![("budget", &**budget), ("decision", *decision)], *count)
                 }),
             ),
             counter(

@@ -205,6 +205,15 @@ impl Peer {
         message
     }
 
+    /// The next chunk of a body.
+    pub fn chunk(&mut self) -> Vec<u8> {
+        let size = self.line().and_then(|line| usize::from_str_radix(&line, 16).ok()).unwrap();
+        let mut chunk = vec![0; size + 2];
+        self.0.read_exact(&mut chunk).unwrap();
+        chunk.truncate(size);
+        chunk
+    }
+
     /// Reads chunks and trailers; trailers join the fields.
     fn chunks(&mut self, message: &mut Message) -> bool {
         loop {

@@ -7,7 +7,7 @@ use super::{
     actions::{REDIRECT, RESPOND, SHARE},
     auth::{API_KEY, API_KEY_ITEM, BASIC_AUTH, FORWARD_AUTH, JWT},
     listeners::{CONNECTION_RATE, LISTENER},
-    policies::{HEADER_EDIT, POLICY},
+    policies::{BUDGET, COMPRESS, CORS, HEADER_EDIT, POLICY, RATE_LIMIT, REPLACE_PATH, REQUEST_ID},
     routes::{MATCH, ROUTE},
     services::{ENDPOINT, POOL, SERVICE, TIMEOUTS},
     *,
@@ -145,6 +145,12 @@ fn every_key_is_in_the_documentation() {
         API_KEY_ITEM,
         BASIC_AUTH,
         FORWARD_AUTH,
+        REQUEST_ID,
+        CORS,
+        RATE_LIMIT,
+        REPLACE_PATH,
+        COMPRESS,
+        BUDGET,
         LIMITS,
     ];
     let mentions = |key: &str| {
@@ -174,11 +180,11 @@ fn an_empty_document_is_refused_with_an_example() {
     }
     check(
         "[]",
-        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `policies`, `trusted_proxies` and `limits`, found a list",
+        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `policies`, `budgets`, `trusted_proxies` and `limits`, found a list",
     );
     check(
         "hello",
-        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `policies`, `trusted_proxies` and `limits`, found `hello`",
+        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `policies`, `budgets`, `trusted_proxies` and `limits`, found `hello`",
     );
 }
 
@@ -187,17 +193,17 @@ fn unknown_keys_name_the_nearest_and_later_ones_say_so() {
     check("route: []", "f:1: route: unknown key `route` (did you mean `routes`?)");
     check(
         "zzz: 1",
-        "f:1: zzz: unknown key `zzz` (the keys here are `listeners`, `services`, `routes`, `policies`, `trusted_proxies` and `limits`)",
+        "f:1: zzz: unknown key `zzz` (the keys here are `listeners`, `services`, `routes`, `policies`, `budgets`, `trusted_proxies` and `limits`)",
     );
     check(
         "services: { a: { time-outs: {} } }",
         "f:1: services.a.time-outs: unknown key `time-outs` (did you mean `timeouts`?)",
     );
     check(
-        "services:\n  a:\n    health_check: { path: / }\n    sticky: { }\nbudgets: { free: {} }\npolicies:\n",
+        "services:\n  a:\n    health_check: { path: / }\n    sticky: { }\ncertificates: { shop: {} }\npolicies:\n",
         "f:3: services.a.health_check: `health_check` is not supported by this build yet (remove it)
          f:4: services.a.sticky: `sticky` is not supported by this build yet (remove it)
-         f:5: budgets: `budgets` is not supported by this build yet (remove it)",
+         f:5: certificates: `certificates` is not supported by this build yet (remove it)",
     );
     check(
         "listeners: { a: { address: '127.0.0.1:1', tls: { x: y } } }",
