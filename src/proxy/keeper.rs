@@ -79,12 +79,14 @@ async fn keep_all(mut lists: watch::Receiver<Vec<Arc<dyn Kept>>>) {
         let list = lists.borrow_and_update().clone();
         let mut before = std::mem::take(&mut running);
         for kept in list {
-            // The list holds what runs, so an address is not used again meanwhile.
+            // A task holds its own, so no other has its address.
             let place = Arc::as_ptr(&kept).cast::<()>() as usize;
             let task = before.remove(&place).unwrap_or_else(|| tasks.spawn(kept.keep()));
             running.insert(place, task);
         }
         before.into_values().for_each(|gone| gone.abort());
+        // Those that were aborted before.
+        while tasks.try_join_next().is_some() {}
     }
 }
 

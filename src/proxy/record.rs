@@ -63,7 +63,7 @@ pub(super) struct Record {
 #[derive(Debug)]
 pub(super) struct Journey {
     method: Method,
-    target: Uri,
+    target: RefCell<Uri>,
     version: Version,
     host: Option<HeaderValue>,
     user_agent: Option<HeaderValue>,
@@ -220,10 +220,15 @@ impl Drop for Record {
 // === impl Journey ===
 
 impl Journey {
+    /// Takes out of the target what nobody may read in a log.
+    pub(super) fn redact(&self, take_out: impl FnOnce(&mut Uri)) {
+        take_out(&mut self.target.borrow_mut());
+    }
+
     fn begin(parts: &Parts, request_id: &RequestId) -> Self {
         Self {
             method: parts.method.clone(),
-            target: parts.uri.clone(),
+            target: RefCell::new(parts.uri.clone()),
             version: parts.version,
             host: parts.headers.get(header::HOST).cloned(),
             user_agent: parts.headers.get(header::USER_AGENT).cloned(),
@@ -271,10 +276,11 @@ impl Journey {
             Some(_) | None => client.peer.ip.as_bytes(),
         };
         let absolute;
-        let target = match self.target.path_and_query() {
-            Some(target) if self.target.authority().is_none() => target.as_str(),
+        let uri = self.target.borrow();
+        let target = match uri.path_and_query() {
+            Some(target) if uri.authority().is_none() => target.as_str(),
             _ => {
-                absolute = self.target.to_string();
+                absolute = uri.to_string();
                 &absolute
             }
         };

@@ -15,6 +15,7 @@ use base64::{
     Engine,
     engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
 };
+use gogate::config::node::AccessTarget;
 use jsonwebtoken::{Algorithm, EncodingKey, crypto::sign};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -571,4 +572,225 @@ fn more_passwords_than_can_be_hashed_are_shed() {
     }
     // Those who are not let wait hear so at once; the others leave and cost nothing more.
     gateway.await_metric("gogate_rejections_total{reason=\"auth_overload\"}");
+}
+
+// === forward_auth ===
+
+/// A service that answers each question with what `answers` says of it.
+fn guard(answers: impl Fn(&Message) -> String + Send + Sync + 'static) -> Upstream {
+    Upstream::start(move |mut peer| {
+        while let Some(question) = peer.request() {
+            let answer = answers(&question);
+            peer.send(&answer);
+        }
+    })
+}
+
+fn guarded(guard: &Upstream, keys: &str) -> (Gateway, Upstream) {
+    let service = format!("guard: {{ endpoints: [{{ address: '{}' }}] }}", guard.address);
+    gateway_with(&format!("forward_auth: {{ service: guard, {keys} }}"), &service)
+}
+
+#[test]
+fn another_service_lets_a_request_pass_and_says_whose_it_is() {
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let questions = Arc::clone(&asked);
+    let guard = guard(move |question| {
+        questions.lock().unwrap().push(question.clone());
+        "HTTP/1.1 204 No Content\r\nX-User: ada\r\nX-Team: a\r\nX-Team: b\r\nX-Other: 1\r\n\r\n".to_owned()
+    });
+    let (gateway, _upstream) =
+        guarded(&guard, "path: '/verify?full=1', response_headers: [X-User, X-Team, X-Gone]");
+    let mut client = gateway.client();
+    client.send(
+        "POST /a/../b?c=1 HTTP/1.1\r\nHost: gate.example\r\nContent-Length: 5\r\nContent-Type: text/plain\r\nCookie: s=1\r\n\
+         X-User: root\r\nx_user: root\r\nX-Gone: root\r\nX-Forwarded-Method: GET\r\nX_Forwarded_Uri: /open\r\n\r\nhello",
+    );
+    let answer = client.answer();
+    let seen = answer.text();
+    assert_eq!(answer.status(), 200, "{answer:?}");
+    assert!(seen.starts_with("POST /b?c=1 HTTP/1.1\n") && seen.ends_with("\nhello"), "{seen}");
+    for expected in ["x-user: ada\n", "x-team: a\n", "x-team: b\n", "cookie: s=1\n"] {
+        assert!(seen.contains(expected), "{seen}");
+    }
+    assert!(!seen.contains("root") && !seen.contains("x-other"), "{seen}");
+
+    let question = asked.lock().unwrap().remove(0);
+    assert_eq!(question.start, "GET /verify?full=1 HTTP/1.1");
+    for (name, value) in [
+        ("x-forwarded-method", Some("POST")),
+        ("x-forwarded-uri", Some("/b?c=1")),
+        ("x-forwarded-host", Some("gate.example")),
+        ("x-forwarded-proto", Some("http")),
+        ("x-forwarded-for", Some("127.0.0.1")),
+        ("cookie", Some("s=1")),
+        ("content-length", None),
+        ("content-type", None),
+        ("transfer-encoding", None),
+        ("x_forwarded_uri", None),
+    ] {
+        assert_eq!(question.field(name), value, "{name}: {question:?}");
+    }
+    assert_eq!(question.fields.iter().filter(|(name, _)| name == "x-forwarded-method").count(), 1);
+    // The next one goes by the same connection.
+    assert_eq!(ask(&mut client, "/", "").status(), 200);
+    assert_eq!(guard.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn only_the_fields_that_were_named_go_to_the_other_service() {
+    let guard = guard(|question| {
+        let names: Vec<_> = question.fields.iter().map(|(name, _)| name.clone()).collect();
+        format!("HTTP/1.1 200 OK\r\nX-Seen: {}\r\nContent-Length: 2\r\n\r\nok", names.join(" "))
+    });
+    let (gateway, _upstream) =
+        guarded(&guard, "request_headers: [Authorization], response_headers: [X-Seen]");
+    let text = ask(&mut gateway.client(), "/", "Authorization: x\r\nCookie: s=1\r\nAccept: a/b\r\n").text();
+    let seen = text.lines().find(|line| line.starts_with("x-seen: ")).unwrap();
+    for expected in ["authorization", "host", "x-forwarded-for", "x-forwarded-uri", "x-request-id"] {
+        assert!(seen.contains(expected), "{seen}");
+    }
+    assert!(!seen.contains("cookie") && !seen.contains("accept"), "{seen}");
+}
+
+#[test]
+fn what_the_other_service_answers_is_the_clients_answer() {
+    let guard = guard(|question| {
+        let (status, more, body) = match question.field("x-forwarded-uri").unwrap_or_default() {
+            "/login" => (
+                "302 Found",
+                "Location: https://login.example/\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n",
+                "",
+            ),
+            "/401" => (
+                "401 Unauthorized",
+                "WWW-Authenticate: Digest realm=\"x\"\r\nConnection: X-Hop\r\nX-Hop: 1\r\n",
+                "who?",
+            ),
+            "/500" => ("500 No", "", "broken"),
+            _ => ("403 Forbidden", "", "no"),
+        };
+        let body = if body == "no" { "n".repeat(70 << 10) } else { body.to_owned() };
+        format!("HTTP/1.1 {status}\r\n{more}Content-Length: {}\r\n\r\n{body}", body.len())
+    });
+    let (gateway, upstream) = guarded(&guard, "");
+    let mut client = gateway.client();
+    let answer = ask(&mut client, "/login", "");
+    assert_eq!((answer.status(), answer.field("location")), (302, Some("https://login.example/")));
+    assert_eq!(answer.fields.iter().filter(|(name, _)| name == "set-cookie").count(), 2);
+    let answer = ask(&mut client, "/401", "");
+    assert_eq!((answer.status(), answer.text().as_str()), (401, "who?"));
+    assert_eq!((answer.field("www-authenticate"), answer.field("x-hop")), (Some("Digest realm=\"x\""), None));
+    let answer = ask(&mut client, "/500", "");
+    assert_eq!((answer.status(), answer.text().as_str()), (500, "broken"));
+    // More than the gateway holds is left out.
+    let answer = ask(&mut client, "/403", "");
+    assert_eq!((answer.status(), answer.field("content-length"), answer.body.len()), (403, Some("0"), 0));
+    client.send("HEAD /401 HTTP/1.1\r\nHost: gate.example\r\n\r\n");
+    let answer = client.answer_to_head();
+    assert_eq!((answer.status(), answer.field("content-length")), (401, Some("4")));
+    assert_eq!(ask(&mut client, "/500", "").status(), 500);
+    assert_eq!(upstream.connections.load(Ordering::SeqCst), 0, "nothing reached the endpoint");
+    gateway.await_metric("gogate_rejections_total{reason=\"auth_denied\"} 6");
+}
+
+#[test]
+fn nobody_passes_unasked() {
+    let gone = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap()
+    };
+    let silent = Upstream::start(|mut peer| {
+        peer.request();
+        // Until the gateway gives up.
+        peer.is_closed();
+    });
+    let half = Upstream::says("HTTP/1.1 200 OK\r\nContent-");
+    let nonsense = Upstream::says("yes, let them in\r\n\r\n");
+    for address in [gone, silent.address, half.address, nonsense.address] {
+        let service = format!("guard: {{ endpoints: [{{ address: '{address}' }}] }}");
+        let (gateway, upstream) = gateway_with("forward_auth: { service: guard, timeout: 200ms }", &service);
+        let mut client = gateway.client();
+        let answer = ask(&mut client, "/", "");
+        assert_eq!((answer.status(), answer.field("retry-after")), (503, Some("1")), "{answer:?}");
+        assert_eq!(upstream.connections.load(Ordering::SeqCst), 0, "nothing reached the endpoint");
+        gateway.await_metric("gogate_rejections_total{reason=\"auth_unavailable\"} 1");
+    }
+    let (gateway, _upstream) = gateway_with("forward_auth: { service: guard }", "guard: {}");
+    assert_eq!(ask(&mut gateway.client(), "/", "").status(), 503);
+}
+
+#[test]
+fn policies_that_ask_add_up() {
+    let guard = guard(|question| {
+        let status = if question.field("x-user") == Some("ada") { "204 Yes" } else { "403 No" };
+        format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n")
+            .replace("204 Yes\r\nContent-Length: 0\r\n", "204 Yes\r\n")
+    });
+    let service = format!("guard: {{ endpoints: [{{ address: '{}' }}] }}", guard.address);
+    let (gateway, _upstream) = gateway_with(
+        &format!(
+            "forward_auth: {{ service: guard }}, api_key: {{ keys: [{{ name: shop, sha256: {} }}] }},
+             jwt: {{ algorithms: [HS256], secret: '{SECRET}', forward_claims: {{ sub: X-User }} }},
+             request_headers: {{ remove: [X-User] }}",
+            sha256("k-shop")
+        ),
+        &service,
+    );
+    let mut client = gateway.client();
+    let token = bearer(&hs256(&good_claims()));
+    assert_eq!(ask(&mut client, "/", "X-API-Key: k-shop\r\n").status(), 401);
+    assert_eq!(ask(&mut client, "/", &token).status(), 401);
+    let other = bearer(&hs256(&json!({ "sub": "eve", "exp": in_seconds(60) })));
+    assert_eq!(ask(&mut client, "/", &format!("{other}X-API-Key: k-shop\r\n")).status(), 403);
+    let answer = ask(&mut client, "/", &format!("{token}X-API-Key: k-shop\r\n"));
+    assert_eq!(answer.status(), 200);
+    // Edits come after whoever asks, and have the last word.
+    assert!(
+        answer.text().contains("x-consumer: shop\n") && !answer.text().contains("x-user"),
+        "{}",
+        answer.text()
+    );
+}
+
+#[test]
+fn nothing_encoded_leads_out_of_a_path_that_is_skipped() {
+    let upstream = Upstream::echo();
+    let text = document(
+        &format!("jwt: {{ algorithms: [HS256], secret: '{SECRET}', skip_paths: [/public/*] }}"),
+        "",
+        upstream.address,
+    )
+    .replace("name: a,", "name: a, allow_encoded_slash: true,");
+    let gateway = Gateway::start(&yaml(&text));
+    for (path, status) in [
+        ("/public/a%2Fb", 200),
+        ("/public/..%2Fsecret", 400),
+        ("/public/x%2f..%2f..%2fsecret", 400),
+        ("/public/..%5Csecret", 401),
+        ("/public/..%5c..%5csecret", 401),
+        ("/public/..\\secret", 401),
+    ] {
+        assert_eq!(ask(&mut gateway.client(), path, "").status(), status, "{path}");
+    }
+}
+
+#[test]
+fn an_api_key_is_in_no_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("access.log");
+    let upstream = Upstream::echo();
+    let policy = format!("api_key: {{ query: key, keys: [{{ name: shop, sha256: {} }}] }}", sha256("k-shop"));
+    let document = yaml(&document(&policy, "", upstream.address));
+    let (gateway, log) = Gateway::start_logging(&AccessTarget::File(file.clone()), &document);
+    let mut client = gateway.client();
+    assert_eq!(ask(&mut client, "/?a=1&key=k-shop", "").status(), 200);
+    assert_eq!(ask(&mut client, "/?a=1&key=k-shop2", "X-API-Key: k-shop\r\n").status(), 401);
+    drop(client);
+    gateway.runtime.block_on(async {
+        gateway.proxy.drain().await;
+        log.close().await;
+    });
+    let text = fs::read_to_string(&file).unwrap();
+    assert!(text.contains("/?a=1") && !text.contains("k-shop"), "{text}");
 }

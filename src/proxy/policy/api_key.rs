@@ -71,12 +71,17 @@ impl ApiKey {
         let name = name.ok_or_else(|| self.refuse("the API key is not known"))?;
         if !self.policy.forward_credential {
             headers.remove(&self.policy.header);
-            if let Some(name) = &self.policy.query {
-                remove_parameter(uri, name);
-            }
+            self.take_out(uri);
         }
         headers.insert(self.policy.forward_name.clone(), name);
         Ok(())
+    }
+
+    /// Removes the key from a target.
+    pub(super) fn take_out(&self, uri: &mut Uri) {
+        if let Some(name) = &self.policy.query {
+            remove_parameter(uri, name);
+        }
     }
 
     /// The one key that was sent.

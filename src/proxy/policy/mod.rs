@@ -328,7 +328,12 @@ impl RoutePolicies {
                     let claims = jwt.check(headers, request.uri.path()).await?;
                     request.claims = claims;
                 }
-                Auth::ApiKey(api_key) => api_key.check(headers, request.uri)?,
+                Auth::ApiKey(api_key) => {
+                    if let Some(journey) = record.journey() {
+                        journey.redact(|target| api_key.take_out(target));
+                    }
+                    api_key.check(headers, request.uri)?;
+                }
                 Auth::Basic(basic_auth) => {
                     basic_auth.check(headers, &worker.shared.passwords, &worker.verified).await?;
                 }
