@@ -15,7 +15,7 @@ mod service;
 use std::{collections::BTreeMap, time::Duration};
 
 pub use self::{
-    action::{Action, Part, Redirect, Respond, Share},
+    action::{Action, Mirror, Part, Redirect, Respond, Share},
     auth::{
         ApiKey, ApiKeys, BasicAuth, ForwardAuth, HOW_TO_HASH_A_KEY, HttpUrl, Jwt, JwtKeys, Secret, SkipPath,
         Users, sha256_hash,

@@ -18,6 +18,7 @@ use crate::config::document::{self, Route};
 pub(super) struct CompiledRoute {
     pub(super) name: Arc<str>,
     pub(super) action: Action,
+    pub(super) mirror: Option<Mirror>,
     /// The place in [`Routing::counted`] of requests whose service is not chosen yet.
     pub(super) counted: usize,
     pub(super) allow_encoded_slash: bool,
@@ -51,11 +52,26 @@ pub(super) struct Split {
     pub(super) branches: Box<[Branch]>,
 }
 
+/// Copies of some requests.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    /// Share 0 is copied.
+    pub(super) turns: Arc<Turns>,
+    pub(super) upstream: usize,
+}
+
+/// The turns of a route in the table before.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct PreviousTurns<'a> {
+    pub(super) split: Option<&'a Arc<Turns>>,
+    pub(super) mirror: Option<&'a Arc<Turns>>,
+}
+
 /// Compiles routes one after the other.
 pub(super) struct RouteCompiler<'a> {
     pub(super) services: &'a HashMap<Arc<str>, usize>,
     /// By route.
-    pub(super) previous: HashMap<&'a str, &'a Arc<Turns>>,
+    pub(super) previous: HashMap<&'a str, PreviousTurns<'a>>,
     pub(super) counted: Vec<(Arc<str>, Arc<str>)>,
     pub(super) policies: Compiler<'a>,
 }
@@ -65,7 +81,7 @@ pub(super) struct RouteCompiler<'a> {
 impl<'a> RouteCompiler<'a> {
     pub(super) fn compile(&mut self, route: &'a Route) -> CompiledRoute {
         let name: Arc<str> = route.name.as_str().into();
-        let split_before = self.previous.get(&*name).copied();
+        let previous = self.previous.get(&*name).copied().unwrap_or_default();
         let counted = self.counted.len();
         let action = match &route.action {
             document::Action::Service(service) => Action::Send(self.branch(&name, service)),
@@ -74,7 +90,7 @@ impl<'a> RouteCompiler<'a> {
                 let weights =
                     shares.iter().map(|share| (self.service(&share.service).0, share.weight)).collect();
                 let branches = shares.iter().map(|share| self.branch(&name, &share.service)).collect();
-                Action::Split(Split { turns: Turns::new(weights, split_before), branches })
+                Action::Split(Split { turns: Turns::new(weights, previous.split), branches })
             }
             document::Action::Redirect(redirect) => {
                 self.count(&name, "".into());
@@ -85,9 +101,15 @@ impl<'a> RouteCompiler<'a> {
                 Action::Answer(FixedAnswer::respond(respond))
             }
         };
+        let mirror = route.mirror.as_ref().filter(|mirror| mirror.percent > 0).map(|mirror| {
+            let (service, upstream) = self.service(&mirror.service);
+            let shares = vec![(service, mirror.percent), ("".into(), 100_u32.saturating_sub(mirror.percent))];
+            Mirror { turns: Turns::new(shares, previous.mirror), upstream }
+        });
         CompiledRoute {
             name,
             action,
+            mirror,
             counted,
             allow_encoded_slash: route.allow_encoded_slash,
             timeout: route.timeout,

@@ -28,6 +28,7 @@ pub(super) struct Figures {
     /// By budget: admitted and refused. A document has few: a short list beats a map.
     decisions: RefCell<Vec<(Arc<str>, [u64; 2])>>,
     retries: RefCell<BTreeMap<(Arc<str>, &'static str), u64>>,
+    mirrors: RefCell<BTreeMap<(Arc<str>, &'static str), u64>>,
 }
 
 /// What is counted for a route.
@@ -79,6 +80,11 @@ impl Figures {
         decisions[place].1[usize::from(!allowed)] += 1;
     }
 
+    /// Counts what became of a copy of a request.
+    pub(super) fn mirror(&self, service: &Arc<str>, result: &'static str) {
+        *self.mirrors.borrow_mut().entry((Arc::clone(service), result)).or_default() += 1;
+    }
+
     /// Copies the figures for a scrape.
     pub(super) fn copy_to(&self, traffic: &mut Traffic) {
         traffic.request_bytes += self.request_bytes.get();
@@ -89,6 +95,7 @@ impl Figures {
             *traffic.decisions.entry((Arc::clone(budget), "allowed")).or_default() += allowed;
             *traffic.decisions.entry((Arc::clone(budget), "refused")).or_default() += refused;
         }
+        traffic.mirrors.clone_from(&self.mirrors.borrow());
     }
 }
 

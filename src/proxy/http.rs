@@ -41,7 +41,7 @@ use super::{
     framing::Framing,
     headers::{self, Peer, RequestId},
     listener::{ListenerState, Permit},
-    path,
+    mirror, path,
     policy::{self, Passed, Passing, recovery},
     record::{self, Record},
     route_match::{Asked, Found},
@@ -491,6 +491,11 @@ async fn exchange(
     let upload =
         (!body.is_end_stream()).then(|| Upload::new(body, record, bytes_max, timeouts.idle, answer_within));
     let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
+    if let Some(mirror) = &route.mirror
+        && mirror.turns.take() == 0
+    {
+        mirror::begin(&client.worker, &view.upstreams[mirror.upstream], &outgoing);
+    }
     let Answered { response, line } =
         forward(client, upstream, outgoing, hash, record, answer_within).await?;
     client.alarm.set_ceiling(None);

@@ -10,7 +10,8 @@
 //! 2. [`http`] takes the worker's view of the table ([`upstream::View`]) and keeps it to the end.
 //! 3. [`path`] puts the path into its one form, [`route_match`] finds the route, or 404, or 405.
 //! 4. [`headers`] makes the client's head the endpoint's; the route's policies run, in [`policy`]'s order.
-//! 5. The route sends it to a service, to one of several in turns ([`split`]), or answers itself ([`fixed`]).
+//! 5. The route sends it to a service, to one of several in turns ([`split`]), or answers itself ([`fixed`]);
+//!    a copy may go to another service ([`mirror`]).
 //! 6. [`balance`] chooses the endpoint, [`pool`] lends a connection or opens one; [`forward`] sends, and decides
 //!    whether a failure may be met by sending again; [`upload`] streams the body.
 //! 7. The answer streams back ([`forward::AnswerBody`]); its connection returns to the pool.
@@ -43,6 +44,7 @@ mod http;
 mod keeper;
 mod limiter;
 mod listener;
+mod mirror;
 mod path;
 mod policy;
 mod pool;

@@ -1,4 +1,4 @@
-//! Turns by weight: which service of a split a request goes to.
+//! Turns by weight: which service of a split a request goes to, and whether it is mirrored.
 //!
 //! Job: [`Turns`] is a cycle made once from the weights and one counter for all workers of the node. Invariants:
 //! in any window as long as the cycle each share comes exactly as often as its weight, reduced, says; so with

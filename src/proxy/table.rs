@@ -15,11 +15,10 @@ use std::{
 use tracing::warn;
 
 use super::{
-    action::{Action, CompiledRoute, RouteCompiler},
+    action::{Action, CompiledRoute, PreviousTurns, RouteCompiler},
     balance::{Ring, hash_of},
     policy::{Auths, Compiler, Memory},
     route_match::RouteIndex,
-    split::Turns,
 };
 use crate::config::document::{
     Balance, ConnectionRate, Document, Endpoint, HostPattern, IpNetwork, Limits, Listener, Protocol, Route,
@@ -330,16 +329,17 @@ impl Routing {
 }
 
 impl Routing {
-    /// The turns of each split by its route's name, to be carried over.
-    fn turns(&self) -> HashMap<&str, &Arc<Turns>> {
+    /// The turns of each split and mirror by its route's name, to be carried over.
+    fn turns(&self) -> HashMap<&str, PreviousTurns<'_>> {
         let mut turns = HashMap::new();
         for route in &self.routes {
             let split = match &route.action {
                 Action::Split(split) => Some(&split.turns),
                 Action::Send(_) | Action::Answer(_) => None,
             };
-            if let Some(split) = split {
-                turns.insert(&*route.name, split);
+            let mirror = route.mirror.as_ref().map(|mirror| &mirror.turns);
+            if split.is_some() || mirror.is_some() {
+                turns.insert(&*route.name, PreviousTurns { split, mirror });
             }
         }
         turns

@@ -20,13 +20,21 @@ use hyper::body::Incoming;
 use super::{
     error::ProxyError,
     http::Client,
+    mirror::Copy,
     record::{Journey, Record},
     stream::Task,
 };
 
 /// What hyper sends.
 #[derive(Debug)]
-pub(super) struct RequestBody(Option<Rc<Upload>>);
+pub(super) struct RequestBody(Source);
+
+#[derive(Debug)]
+enum Source {
+    /// Bytes that are here, or none.
+    Whole(Option<Bytes>),
+    Client(Rc<Upload>),
+}
 
 /// A body under way.
 #[derive(Debug)]
@@ -46,6 +54,8 @@ pub(super) struct Upload {
     /// It is the client that everyone waits for.
     waits: Cell<bool>,
     failure: RefCell<Option<ProxyError>>,
+    /// A copy that grows with it.
+    copy: RefCell<Option<Copy>>,
 }
 
 // === impl RequestBody ===
@@ -53,7 +63,12 @@ pub(super) struct Upload {
 impl RequestBody {
     /// No body.
     pub(super) fn empty() -> Self {
-        Self(None)
+        Self(Source::Whole(None))
+    }
+
+    /// A body that is here already.
+    pub(super) fn whole(bytes: Bytes) -> Self {
+        Self(Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())))
     }
 }
 
@@ -61,18 +76,27 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = io::Error;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let Some(upload) = &self.0 else { return Poll::Ready(None) };
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let upload = match &mut self.0 {
+            Source::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Source::Client(upload) => upload,
+        };
         let waker = upload.task.borrow().as_ref().map_or_else(|| cx.waker().clone(), |task| task.waker());
         upload.poll_frame(&mut Context::from_waker(&waker))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.as_ref().is_none_or(|upload| upload.incoming.borrow().is_end_stream())
+        match &self.0 {
+            Source::Whole(bytes) => bytes.is_none(),
+            Source::Client(upload) => upload.incoming.borrow().is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |upload| upload.incoming.borrow().size_hint())
+        match &self.0 {
+            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
+            Source::Client(upload) => upload.incoming.borrow().size_hint(),
+        }
     }
 }
 
@@ -99,13 +123,24 @@ impl Upload {
             ended: Cell::new(false),
             waits: Cell::new(false),
             failure: RefCell::new(None),
+            copy: RefCell::new(None),
         })
     }
 
     /// The body for one attempt to send it.
     pub(super) fn body(self: &Rc<Self>, task: &Rc<Task>) -> RequestBody {
         *self.task.borrow_mut() = Some(Rc::clone(task));
-        RequestBody(Some(Rc::clone(self)))
+        RequestBody(Source::Client(Rc::clone(self)))
+    }
+
+    /// Lets a copy grow with it, and be sent when it is whole.
+    pub(super) fn copy_to(&self, copy: Copy) {
+        *self.copy.borrow_mut() = Some(copy);
+    }
+
+    /// At least so many bytes are still to come.
+    pub(super) fn bytes_left(&self) -> u64 {
+        self.incoming.borrow().size_hint().lower()
     }
 
     /// Whether it can still be sent from its beginning.
@@ -142,6 +177,7 @@ impl Upload {
                 return self.fail(ProxyError::Malformed("the request body is broken or ended early"));
             }
             None => {
+                self.finish_copy();
                 self.ended.set(true);
                 alarm.set(self.client.worker.alarms.soon() + self.answer);
                 return Poll::Ready(None);
@@ -156,11 +192,24 @@ impl Upload {
             if let Some(journey) = &self.journey {
                 journey.received(data.len());
             }
+            let mut copy = self.copy.borrow_mut();
+            if let Some(grown) = copy.take() {
+                *copy = grown.take(data);
+            }
         }
         self.ended.set(frame.is_trailers() || self.incoming.borrow().is_end_stream());
+        if self.ended.get() {
+            self.finish_copy();
+        }
         let time = if self.ended.get() { self.answer } else { self.idle };
         alarm.set(self.client.worker.alarms.soon() + time);
         Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn finish_copy(&self) {
+        if let Some(copy) = self.copy.take() {
+            copy.finish();
+        }
     }
 
     fn fail(&self, error: ProxyError) -> Poll<Option<io::Result<Frame<Bytes>>>> {

@@ -60,6 +60,8 @@ pub(super) struct Worker {
     pub(super) copying: Copying,
     /// Requests that no route took.
     pub(super) unrouted: Rc<RouteFigures>,
+    /// Copies of requests under way.
+    pub(super) mirrors: Cell<usize>,
     /// Where small writes are put together; empty between two of them.
     pub(super) scratch: RefCell<Vec<u8>>,
     /// Passwords that were right.
@@ -190,6 +192,7 @@ impl Worker {
             access_log: access_log.map(access_log::Handle::lines),
             copying: Copying::new(),
             unrouted: Rc::new(RouteFigures::new(&nobody, &nobody)),
+            mirrors: Cell::new(0),
             scratch: RefCell::default(),
             verified: Verified::new(),
             view: RefCell::new(Rc::new(view)),

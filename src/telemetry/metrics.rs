@@ -38,6 +38,8 @@ pub const CIRCUIT_BREAKER_STATE: &str = "gogate_circuit_breaker_state";
 pub const RATE_LIMIT_DECISIONS_TOTAL: &str = "gogate_rate_limit_decisions_total";
 /// Requests sent again; by service and reason.
 pub const RETRIES_TOTAL: &str = "gogate_retries_total";
+/// Copies of requests to another service; by service and result (`sent`, or why not).
+pub const MIRRORS_TOTAL: &str = "gogate_mirrors_total";
 /// Requests refused or failed by the gateway; by reason.
 pub const REJECTIONS_TOTAL: &str = "gogate_rejections_total";
 /// Lines of the access log that were not written.
@@ -94,6 +96,8 @@ pub struct Traffic {
     pub retries: BTreeMap<(Arc<str>, &'static str), u64>,
     /// By budget and decision (`allowed`, `refused`).
     pub decisions: BTreeMap<(Arc<str>, &'static str), u64>,
+    /// By service and result.
+    pub mirrors: BTreeMap<(Arc<str>, &'static str), u64>,
     /// By reason.
     pub rejections: BTreeMap<&'static str, u64>,
     /// Lines of the access log that were not written; none where there is no access log. Of the process, not a
@@ -174,6 +178,9 @@ impl Traffic {
         }
         for (labels, more) in &other.decisions {
             *self.decisions.entry(labels.clone()).or_default() += more;
+        }
+        for (labels, more) in &other.mirrors {
+            *self.mirrors.entry(labels.clone()).or_default() += more;
         }
         for (reason, more) in &other.rejections {
             *self.rejections.entry(reason).or_default() += more;
@@ -257,6 +264,13 @@ impl Traffic {
                 "decisions about rate limits",
                 self.decisions.iter().map(|((budget, decision), count)| {
                     (vec![("budget", &**budget), ("decision", *decision)], *count)
+                }),
+            ),
+            counter(
+                MIRRORS_TOTAL,
+                "copies of requests to another service",
+                self.mirrors.iter().map(|((service, result), count)| {
+                    (vec![("service", &**service), ("result", *result)], *count)
                 }),
             ),
             counter(

@@ -1,8 +1,17 @@
 //! Which route takes a request, and what it does with it.
 
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::{
+        Mutex,
+        mpsc::{self, Receiver},
+    },
+    time::{Duration, Instant},
+};
+
 use gogate::config::document::Document;
 
-use crate::upstream::{Gateway, Message, Peer, Upstream, yaml};
+use crate::upstream::{Gateway, Message, PATIENCE, Peer, Upstream, yaml};
 
 /// An endpoint that answers with this name and the request's line.
 fn named(name: &'static str) -> Upstream {
@@ -160,4 +169,93 @@ fn a_split_is_exact_over_any_hundred_requests_of_all_workers() {
     }
     gateway
         .await_metric("gogate_requests_total{route=\"canary\",service=\"b\",method=\"GET\",code=\"200\"} 15");
+}
+
+/// Everything goes to an endpoint that echoes; copies go to `shadow`.
+fn mirroring(shadow: SocketAddr, percent: u32) -> Gateway {
+    let echo = Upstream::echo().address;
+    Gateway::start(&yaml(&format!(
+        "listeners: {{ web: {{ address: '127.0.0.1:0' }} }}
+services:
+  real: {{ endpoints: [{{ address: '{echo}' }}] }}
+  shadow: {{ endpoints: [{{ address: '{shadow}' }}], timeouts: {{ connect: 1s, request: 1s }} }}
+routes:
+  - {{ name: all, service: real, mirror: {{ service: shadow, percent: {percent} }} }}"
+    )))
+}
+
+/// An endpoint that hands over every request and answers as it likes.
+fn recording(answer: &'static str) -> (SocketAddr, Receiver<Message>) {
+    let (sender, receiver) = mpsc::channel();
+    let sender = Mutex::new(sender);
+    let upstream = Upstream::start(move |mut peer| {
+        while let Some(request) = peer.request() {
+            sender.lock().unwrap().send(request).unwrap();
+            peer.send(answer);
+        }
+    });
+    (upstream.address, receiver)
+}
+
+#[test]
+fn a_copy_is_the_request_and_its_answer_goes_nowhere() {
+    let (shadow, copies) = recording("HTTP/1.1 500 No\r\nContent-Length: 3\r\n\r\nbad");
+    let gateway = mirroring(shadow, 100);
+    let mut client = gateway.client();
+    client.send("PUT /a//b?c=d HTTP/1.1\r\nHost: h\r\nX-A: 1\r\nConnection: X-B\r\nX-B: 2\r\nContent-Length: 4\r\n\r\nbody");
+    let answer = client.answer();
+    assert!(answer.status() == 200 && answer.text().ends_with("\nbody"), "{answer:?}");
+    let copy = copies.recv_timeout(PATIENCE).unwrap();
+    assert_eq!((&*copy.start, &*copy.text()), ("PUT /a/b?c=d HTTP/1.1", "body"));
+    assert_eq!((copy.field("host"), copy.field("x-a"), copy.field("x-b")), (Some("h"), Some("1"), None));
+    client.send("POST /chunks HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
+    assert_eq!(client.answer().status(), 200);
+    let copy = copies.recv_timeout(PATIENCE).unwrap();
+    assert_eq!((copy.field("content-length"), &*copy.text()), (Some("5"), "abcde"));
+    assert_eq!(copy.field("transfer-encoding"), None);
+    client.send("HEAD /head HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(client.answer_to_head().status(), 200);
+    assert!(copies.recv_timeout(PATIENCE).unwrap().start.starts_with("HEAD /head"));
+    gateway.await_metric("gogate_mirrors_total{service=\"shadow\",result=\"sent\"} 3");
+}
+
+#[test]
+fn so_many_of_a_hundred_requests_are_copied() {
+    let (shadow, copies) = recording("HTTP/1.1 204 No Content\r\n\r\n");
+    let gateway = mirroring(shadow, 10);
+    let mut clients: Vec<Peer> = (0..4).map(|_| gateway.client()).collect();
+    for number in 0..200 {
+        assert_eq!(clients[number % 4].get(&format!("/{number}")).status(), 200);
+    }
+    gateway.await_metric("gogate_mirrors_total{service=\"shadow\",result=\"sent\"} 20");
+    assert_eq!(copies.try_iter().count(), 20);
+}
+
+#[test]
+fn a_shadow_that_is_silent_dead_or_overrun_changes_nothing_for_the_request() {
+    // Takes connections and says nothing: its copies end with the time they have.
+    let silent = Upstream::start(|mut peer| while peer.request().is_some() {});
+    let gateway = mirroring(silent.address, 100);
+    let mut client = gateway.client();
+    let begun = Instant::now();
+    for _ in 0..20 {
+        assert_eq!(client.get("/").status(), 200);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(1), "requests waited: {:?}", begun.elapsed());
+    let long = "x".repeat((64 << 10) + 1);
+    client.send(&format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{long}", long.len()));
+    assert_eq!(client.answer().status(), 200);
+    client.send("POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n");
+    for _ in 0..3 {
+        client.send(&format!("8000\r\n{}\r\n", "y".repeat(0x8000)));
+    }
+    client.send("0\r\n\r\n");
+    assert_eq!(client.answer().status(), 200);
+    gateway.await_metric("gogate_mirrors_total{service=\"shadow\",result=\"body_too_long\"} 2");
+    gateway.await_metric("gogate_mirrors_total{service=\"shadow\",result=\"failed\"} 20");
+
+    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gateway = mirroring(dead, 100);
+    assert_eq!(gateway.client().get("/").status(), 200);
+    gateway.await_metric("gogate_mirrors_total{service=\"shadow\",result=\"failed\"} 1");
 }

@@ -360,6 +360,7 @@ pub fn route(name: &str, path: PathPattern, methods: &[&str]) -> Route {
         listeners: Vec::new(),
         matches: Match { path, methods, ..Match::default() },
         action: Action::Service("service".to_owned()),
+        mirror: None,
         allow_encoded_slash: false,
         policies: Vec::new(),
         timeout: None,

@@ -1,11 +1,11 @@
-//! `service`, `split`, `redirect`, `respond`: what a route does with a request.
+//! `service`, `split`, `redirect`, `respond`, `mirror`: what a route does with a request.
 
 use std::collections::BTreeMap;
 
 use super::{
     super::{
         address::Refusal,
-        document::{Action, Part, Redirect, Respond, Service, Share},
+        document::{Action, Mirror, Part, Redirect, Respond, Service, Share},
         field::{Field, Keys, Section},
         problem::shown,
     },
@@ -17,6 +17,7 @@ use super::{
 pub(super) const SHARE: Keys = Keys { known: &["service", "weight"], later: &[] };
 pub(super) const REDIRECT: Keys = Keys { known: &["to", "status"], later: &[] };
 pub(super) const RESPOND: Keys = Keys { known: &["status", "body", "content_type", "headers"], later: &[] };
+pub(super) const MIRROR: Keys = Keys { known: &["service", "percent"], later: &[] };
 
 const ACTIONS: [&str; 4] = ["service", "split", "redirect", "respond"];
 /// Services of one split.
@@ -69,7 +70,7 @@ fn needed_service(section: &Section<'_>, declared: &BTreeMap<String, Service>) -
     }
 }
 
-// === split ===
+// === split, mirror ===
 
 fn split(field: &Field<'_>, declared: &BTreeMap<String, Service>) -> Option<Vec<Share>> {
     let items = field.list("services with weights")?;
@@ -126,6 +127,25 @@ fn turns(field: &Field<'_>, shares: &[Share]) {
 
 fn common_divisor(a: u32, b: u32) -> u32 {
     if b == 0 { a } else { common_divisor(b, a % b) }
+}
+
+pub(super) fn mirror(
+    route: &Section<'_>,
+    action: Option<&Action>,
+    declared: &BTreeMap<String, Service>,
+) -> Option<Mirror> {
+    let field = route.get("mirror")?;
+    if let Some(Action::Redirect(_) | Action::Respond(_)) = action {
+        let problem = "the route sends nothing to a service, so there is nothing to mirror";
+        field.problem(problem, Some("remove `mirror`".into()));
+    }
+    let section = field.section(MIRROR)?;
+    let percent = match section.get("percent") {
+        Some(field) => field.integer(0, 100)?,
+        None => 100,
+    };
+    let service = needed_service(&section, declared)?;
+    Some(Mirror { service, percent: u32::try_from(percent).unwrap_or_default() })
 }
 
 // === redirect ===

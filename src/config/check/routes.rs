@@ -10,7 +10,9 @@ use regex_automata::MatchKind;
 use super::{
     super::{
         address,
-        document::{Action, HostPattern, Listener, Match, PathPattern, Policy, Route, Service, Wanted},
+        document::{
+            Action, HostPattern, Listener, Match, Mirror, PathPattern, Policy, Route, Service, Wanted,
+        },
         field::{Field, Keys, Section},
         path_regex,
         problem::shown,
@@ -30,11 +32,12 @@ pub(super) const ROUTE: Keys = Keys {
         "split",
         "redirect",
         "respond",
+        "mirror",
         "policies",
         "allow_encoded_slash",
         "timeout",
     ],
-    later: &["mirror", "retries"],
+    later: &["retries"],
 };
 pub(super) const MATCH: Keys =
     Keys { known: &["host", "path", "path_prefix", "path_regex", "methods", "headers", "query"], later: &[] };
@@ -91,6 +94,7 @@ struct PartialRoute {
     listeners: Vec<String>,
     matches: Match,
     action: Option<Action>,
+    mirror: Option<Mirror>,
     allow_encoded_slash: bool,
     policies: Vec<String>,
     timeout: Option<Duration>,
@@ -102,6 +106,7 @@ fn whole(route: PartialRoute) -> Option<Route> {
         listeners: route.listeners,
         matches: route.matches,
         action: route.action?,
+        mirror: route.mirror,
         allow_encoded_slash: route.allow_encoded_slash,
         policies: route.policies,
         timeout: route.timeout,
@@ -133,6 +138,7 @@ fn route(
             .section("match", MATCH)
             .map(|section| matches(&section, allow_encoded_slash))
             .unwrap_or_default(),
+        mirror: actions::mirror(section, action.as_ref(), services),
         action,
         allow_encoded_slash,
         policies: section.get("policies").map(|field| route_policies(field, policies)).unwrap_or_default(),

@@ -61,6 +61,15 @@ pub struct Respond {
     pub headers: Vec<(String, String)>,
 }
 
+/// A copy of some requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mirror {
+    /// Where the copies go.
+    pub service: String,
+    /// How many of 100 requests.
+    pub percent: u32,
+}
+
 // === impl Part ===
 
 impl Part {

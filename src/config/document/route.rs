@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::action::Action;
+use super::action::{Action, Mirror};
 
 /// Which requests go where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Route {
     pub matches: Match,
     /// What is done with them.
     pub action: Action,
+    /// A copy of some of them.
+    pub mirror: Option<Mirror>,
     /// Whether a path with an encoded slash is taken; otherwise it is refused.
     pub allow_encoded_slash: bool,
     /// Names of policies; the data plane has its own order for what they do.
@@ -76,7 +78,7 @@ pub enum PathPattern {
 // === impl Route ===
 
 impl Route {
-    /// The services that its requests are sent to.
+    /// The services that its requests, and their copies, are sent to.
     pub fn services(&self) -> impl Iterator<Item = &String> {
         let one = match &self.action {
             Action::Service(service) => Some(service),
@@ -86,6 +88,7 @@ impl Route {
             Action::Split(shares) => &shares[..],
             Action::Service(_) | Action::Redirect(_) | Action::Respond(_) => &[],
         };
-        one.into_iter().chain(shares.iter().map(|share| &share.service))
+        let mirror = self.mirror.as_ref().map(|mirror| &mirror.service);
+        one.into_iter().chain(shares.iter().map(|share| &share.service)).chain(mirror)
     }
 }

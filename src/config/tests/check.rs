@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use super::{
     super::document::{Action, HostPattern, Match, PathPattern, Pool, Timeouts},
-    actions::{REDIRECT, RESPOND, SHARE},
+    actions::{MIRROR, REDIRECT, RESPOND, SHARE},
     auth::{API_KEY, API_KEY_ITEM, BASIC_AUTH, FORWARD_AUTH, JWT},
     listeners::{CONNECTION_RATE, LISTENER},
     policies::{BUDGET, COMPRESS, CORS, HEADER_EDIT, POLICY, RATE_LIMIT, REPLACE_PATH, REQUEST_ID},
@@ -138,6 +138,7 @@ fn every_key_is_in_the_documentation() {
         SHARE,
         REDIRECT,
         RESPOND,
+        MIRROR,
         POLICY,
         HEADER_EDIT,
         JWT,
@@ -384,7 +385,7 @@ fn routes_are_named_once_and_name_what_is_declared() {
          f:6: routes[2].name: another route has this name, on line 5 (give each route a name of its own)
          f:6: routes[2].listeners: the list is empty, so the route could not be reached (leave `listeners` out for every HTTP listener, or name one)
          f:7: routes[3].service: there is no service `payments` (declare it under `services`: `payments: {}` is enough, instances registered under that name join it)
-         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service`, `split`, `redirect`, `respond`, `policies`, `allow_encoded_slash` and `timeout`, found the number 7",
+         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service`, `split`, `redirect`, `respond`, `mirror`, `policies`, `allow_encoded_slash` and `timeout`, found the number 7",
     );
     check(
         "listeners: {}\nservices: { a: {} }\nroutes: [{ name: r, service: a }, { name: s }]",

@@ -1,7 +1,7 @@
 //! Routes: what they match, each rule's exact message.
 
 use super::{
-    super::super::document::{Action, Part, PathPattern, Redirect, Share, Wanted},
+    super::super::document::{Action, Mirror, Part, PathPattern, Redirect, Share, Wanted},
     check_route, valid,
 };
 
@@ -157,7 +157,7 @@ fn actions_become_what_they_say() {
     let document = valid(
         "services: { a: {}, b: {} }
 routes:
-  - { name: split, match: { path: /1 }, split: [{ service: a, weight: 95 }, { service: b, weight: 5 }] }
+  - { name: split, match: { path: /1 }, split: [{ service: a, weight: 95 }, { service: b, weight: 5 }], mirror: { service: b } }
   - { name: redirect, match: { path: /2 }, redirect: { to: 'https://{host}/new{path}?{query}', status: 301 } }
   - { name: respond, match: { path: /3 }, respond: { status: 503, body: '{}', content_type: application/json, headers: { Retry-After: '60' } } }
   - { name: empty, match: { path: /4 }, respond: { body: '' } }
@@ -166,6 +166,7 @@ routes:
     let action = |place: usize| &document.routes[place].action;
     let share = |service: &str, weight| Share { service: service.into(), weight };
     assert_eq!(*action(0), Action::Split(vec![share("a", 95), share("b", 5)]));
+    assert_eq!(document.routes[0].mirror, Some(Mirror { service: "b".into(), percent: 100 }));
     let text = |text: &str| Part::Text(text.into());
     let to = vec![text("https://"), Part::Host, text("/new"), Part::Path, text("?"), Part::Query];
     assert_eq!(*action(1), Action::Redirect(Redirect { to, status: 301 }));
@@ -181,6 +182,14 @@ fn a_route_does_one_thing() {
     check_action(
         "service: api, respond: { status: 200 }",
         "f:4: routes[0]: `service` and `respond` cannot both be set (keep one of them)",
+    );
+    check_action(
+        "redirect: { to: '/y' }, mirror: { service: api }",
+        "f:4: routes[0].mirror: the route sends nothing to a service, so there is nothing to mirror (remove `mirror`)",
+    );
+    check_action(
+        "service: api, mirror: { percent: 101 }",
+        "f:4: routes[0].mirror.percent: expected a whole number from 0 to 100, found the number 101",
     );
 }
 

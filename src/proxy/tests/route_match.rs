@@ -62,6 +62,7 @@ fn route(written: &Written) -> Route {
             query: conditions(written.query),
         },
         action: Action::Service(String::new()),
+        mirror: None,
         policies: Vec::new(),
         allow_encoded_slash: false,
         timeout: None,
