@@ -199,6 +199,15 @@ impl Record {
         self.response_bytes += bytes as u64;
     }
 
+    /// What became of the tunnel that the request asked for.
+    pub(super) fn carried(&mut self, carried: &Carried, ended: &Result<(), ProxyError>) {
+        self.reason = carried.reason(ended);
+        self.response_bytes += carried.down.get();
+        if let Some(journey) = &self.journey {
+            journey.request_bytes.set(carried.up.get());
+        }
+    }
+
     /// How the endpoint's answer ended.
     pub(super) fn ended(&mut self, reason: &'static str) {
         self.reason = reason;
@@ -368,10 +377,8 @@ impl StreamRecord {
     /// What became of it.
     pub(super) fn ended(&self, result: &Result<(), ProxyError>) {
         self.reason.set(match result {
-            Err(error) => error.row().reason,
             Ok(()) if self.endpoint.borrow().is_none() => CLIENT_LEFT_REASON,
-            Ok(()) if self.carried.reset.get() => RESET,
-            Ok(()) => COMPLETE,
+            result => self.carried.reason(result),
         });
     }
 }
@@ -394,6 +401,18 @@ impl Drop for StreamRecord {
             reason: self.reason.get(),
             ..Entry::default()
         });
+    }
+}
+
+// === impl Carried ===
+
+impl Carried {
+    fn reason(&self, ended: &Result<(), ProxyError>) -> &'static str {
+        match ended {
+            Err(error) => error.row().reason,
+            Ok(()) if self.reset.get() => RESET,
+            Ok(()) => COMPLETE,
+        }
     }
 }
 

@@ -16,7 +16,7 @@ use super::{
     forward::Line,
     http::Client,
     pool::StreamPlace,
-    record::{COMPLETE, Carried, Record},
+    record::{Carried, Record},
     relay::Relay,
     upstream::Picked,
 };
@@ -108,15 +108,11 @@ pub(super) async fn carry(client: &Client, tcp: TcpStream, first: Vec<u8>, tunne
     relay.send_back_first(early.into());
     let carried = Rc::new(Carried::default());
     relay.count_in(Rc::clone(&carried));
-    match relay.run().await {
-        Ok(()) => record.ended(COMPLETE),
-        Err(error) => {
-            let reason = error.row().reason;
-            client.worker.figures.reject(reason);
-            record.ended(reason);
-        }
+    let ended = relay.run().await;
+    if let Err(error) = &ended {
+        client.worker.figures.reject(error.row().reason);
     }
-    record.sent(usize::try_from(carried.down.get()).unwrap_or(usize::MAX));
+    record.carried(&carried, &ended);
     drop(line);
 }
 

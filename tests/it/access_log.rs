@@ -225,6 +225,30 @@ services: {{ echo: {{ endpoints: [{{ address: '{}' }}] }} }}",
 }
 
 #[test]
+fn an_upgraded_request_is_a_line_with_what_it_carried() {
+    let echo = Upstream::start(|mut peer| {
+        peer.head();
+        peer.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+        let mut bytes = [0; 5];
+        while peer.0.read_exact(&mut bytes).is_ok() {
+            peer.0.get_mut().write_all(&bytes).unwrap();
+        }
+    });
+    let logged = Logged::start(&document(&[echo.address]));
+    let mut client = logged.gateway.client();
+    client.send("GET /echo HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+    assert_eq!(client.answer().status(), 101);
+    client.send("hello");
+    let mut answer = [0; 5];
+    client.0.read_exact(&mut answer).unwrap();
+    client.0.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(client.is_closed());
+    let lines = logged.lines();
+    assert_eq!((&lines[0]["status"], &lines[0]["reason"]), (&101.into(), &"complete".into()));
+    assert_eq!((&lines[0]["request_bytes"], &lines[0]["response_bytes"]), (&5.into(), &5.into()));
+}
+
+#[test]
 fn a_trusted_proxy_says_whose_request_is_logged() {
     let upstream = Upstream::echo();
     let mut trusting = document(&[upstream.address]);
