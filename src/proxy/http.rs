@@ -461,7 +461,9 @@ async fn exchange(
             // Boxed: those who are not asked who they are have no room for it in their tasks.
             Box::pin(policies.authenticate(&mut passing, client, view, record)).await?;
         }
-        policies.prepare(&mut passing)?;
+        if let Some(passed) = &mut record.passed {
+            policies.prepare(&mut passing, passed)?;
+        }
     }
     if let Some(protocols) = &asked {
         upgrade::ask(&mut parts.headers, protocols.clone());

@@ -6,6 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use jsonwebtoken::{Algorithm, EncodingKey, crypto::sign};
+
 use crate::upstream::{Gateway, Message, Peer, Upstream, yaml};
 
 /// An echo behind a gateway whose only route has policy `p`; `rest` follows the document's other lines.
@@ -143,6 +146,34 @@ fn a_budget_counts_by_its_key() {
     let mut with = |key: &str| ask(&mut client, "/", key).status();
     let keys = ["X-Key: a\r\n", "X-Key: b\r\n", "X-Key: a\r\n", "", ""];
     assert_eq!(keys.map(&mut with), [200, 200, 429, 200, 429]);
+}
+
+#[test]
+fn a_claim_of_a_verified_token_is_a_key_too() {
+    const SECRET: &str = "a secret of thirty-two bytes, ok";
+    let token = |sub: &str| {
+        let part = |text: &str| URL_SAFE_NO_PAD.encode(text);
+        let message = format!(
+            "{}.{}",
+            part(r#"{"alg":"HS256"}"#),
+            part(&format!(r#"{{"sub":"{sub}","exp":99999999999}}"#))
+        );
+        let key = EncodingKey::from_secret(SECRET.as_bytes());
+        let signature = sign(message.as_bytes(), &key, Algorithm::HS256).unwrap();
+        format!("Authorization: Bearer {message}.{signature}\r\n")
+    };
+    let (gateway, _upstream) = gateway(
+        &format!(
+            "{{ jwt: {{ algorithms: [HS256], secret: '{SECRET}', optional: true }}, rate_limit: {{ budget: b }} }}"
+        ),
+        "budgets: { b: { rate: 1, per: 1h, key: 'claim:sub', scope: node } }",
+    );
+    let mut client = gateway.client();
+    let lines = [token("ann"), token("bob"), token("ann"), String::new(), String::new()];
+    let statuses = lines.map(|lines| ask(&mut client, "/", &lines).status());
+    assert_eq!(statuses, [200, 200, 429, 200, 429]);
+    let forged = token("ann").replace("Bearer ", "Bearer x");
+    assert_eq!(ask(&mut client, "/", &forged).status(), 401, "nobody spends what they do not own");
 }
 
 #[test]

@@ -346,25 +346,20 @@ fn budget(field: &Field<'_>) -> Budget {
 }
 
 fn budget_key(field: &Field<'_>) -> Option<BudgetKey> {
-    let text = field.text_as("global, client_ip, header:NAME or route")?;
+    let text = field.text_as("global, client_ip, header:NAME, claim:NAME or route")?;
     match text.split_once(':') {
         None if text == "global" => return Some(BudgetKey::Global),
         None if text == "client_ip" => return Some(BudgetKey::ClientAddress),
         None if text == "route" => return Some(BudgetKey::Route),
         Some(("header", name)) => return header_name(field, name).map(BudgetKey::Header),
-        Some(("claim", _)) => {
-            field.problem(
-                "`claim:NAME` is not supported by this build yet",
-                Some("use header:NAME or client_ip".into()),
-            );
-            return None;
-        }
+        Some(("claim", name)) if !name.is_empty() => return Some(BudgetKey::Claim(name.to_owned())),
         _ => {}
     }
-    let suggestion = match field.report.nearest(text, ["global", "client_ip", "route", "header:NAME"]) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => "write global, client_ip, header:NAME or route".into(),
-    };
+    let suggestion =
+        match field.report.nearest(text, ["global", "client_ip", "route", "header:NAME", "claim:NAME"]) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => "write global, client_ip, header:NAME, claim:NAME or route".into(),
+        };
     field.problem(format!("`{}` is not a key of a budget", shown(text)), Some(suggestion));
     None
 }

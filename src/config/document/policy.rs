@@ -155,6 +155,8 @@ pub enum BudgetKey {
     ClientAddress,
     /// Each value of a header field.
     Header(HeaderName),
+    /// Each value of a claim of the request's token.
+    Claim(String),
     /// Each route.
     Route,
 }

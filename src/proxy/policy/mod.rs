@@ -8,10 +8,11 @@
 //! 4. `max_in_flight`;
 //! 5. `rate_limit`;
 //! 6. `jwt`, `api_key`, `basic_auth`, `forward_auth`: who it is;
-//! 7. `body_limit`;
-//! 8. `rewrite`: `replace_path`, `strip_prefix`, `add_prefix`;
-//! 9. `request_headers`, and the request is sent;
-//! 10. on every answer of the route, the gateway's own included: `rate_limit` tells how the client stands,
+//! 7. `rate_limit` by claim;
+//! 8. `body_limit`;
+//! 9. `rewrite`: `replace_path`, `strip_prefix`, `add_prefix`;
+//! 10. `request_headers`, and the request is sent;
+//! 11. on every answer of the route, the gateway's own included: `rate_limit` tells how the client stands,
 //!     `response_headers`, `cors`; on an endpoint's, `compress` last.
 //!
 //! Invariants: a route without policies pays one branch; what can be decided at once is decided without an
@@ -244,7 +245,9 @@ impl<'a> Compiler<'a> {
             || {
                 Arc::new(match budget.key {
                     BudgetKey::Global | BudgetKey::Route => Limiter::single(budget.clone()),
-                    BudgetKey::ClientAddress | BudgetKey::Header(_) => Limiter::keyed(budget.clone()),
+                    BudgetKey::ClientAddress | BudgetKey::Header(_) | BudgetKey::Claim(_) => {
+                        Limiter::keyed(budget.clone())
+                    }
                 })
             },
             Arc::clone,
@@ -296,14 +299,7 @@ impl RoutePolicies {
         for limit in &self.max_in_flight {
             passed.in_flight.push(limit.enter()?);
         }
-        for (place, limit) in self.rate_limits.iter().enumerate() {
-            let decision = limit.spend(&request.parts.headers, request.client, request.at);
-            passed.decisions.push((place, decision));
-            request.figures.decide(&limit.name, decision.allowed);
-            if !decision.allowed {
-                return Err(ProxyError::RateLimited(rate_limit::seconds(&decision)));
-            }
-        }
+        self.spend(request, passed, false)?;
         Ok(None)
     }
 
@@ -346,7 +342,8 @@ impl RoutePolicies {
     }
 
     /// What happens before the request is sent.
-    pub(super) fn prepare(&self, request: &mut Passing<'_>) -> Result<(), ProxyError> {
+    pub(super) fn prepare(&self, request: &mut Passing<'_>, passed: &mut Passed) -> Result<(), ProxyError> {
+        self.spend(request, passed, true)?;
         if let Some(bytes_max) = self.body_bytes_max {
             body_limit::check(request.body_bytes_min, bytes_max)?;
         }
@@ -358,6 +355,25 @@ impl RoutePolicies {
         }
         for edit in &self.request_headers {
             headers::edit(&mut request.parts.headers, edit);
+        }
+        Ok(())
+    }
+}
+
+impl RoutePolicies {
+    /// Spends the route's budgets: those that count by claim, or the others.
+    fn spend(&self, request: &Passing<'_>, passed: &mut Passed, by_claim: bool) -> Result<(), ProxyError> {
+        for (place, limit) in self.rate_limits.iter().enumerate() {
+            if limit.is_by_claim() != by_claim {
+                continue;
+            }
+            let claims = request.claims.as_deref();
+            let decision = limit.spend(&request.parts.headers, request.client, claims, request.at);
+            passed.decisions.push((place, decision));
+            request.figures.decide(&limit.name, decision.allowed);
+            if !decision.allowed {
+                return Err(ProxyError::RateLimited(rate_limit::seconds(&decision)));
+            }
         }
         Ok(())
     }

@@ -5,11 +5,14 @@
 //! what remains of it; they are lists, so an endpoint's own stay beside them.
 //! Invariant: an IPv6 client is its /64, for it can choose among the addresses in there.
 
-use std::{fmt::Write, hash::Hash, net::IpAddr, sync::Arc, time::Instant};
+use std::{borrow::Cow, fmt::Write, hash::Hash, net::IpAddr, sync::Arc, time::Instant};
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::super::limiter::{Decision, Limiter};
+use super::{
+    super::limiter::{Decision, Limiter},
+    jwt::Claims,
+};
 use crate::config::document::{Budget, BudgetKey};
 
 const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
@@ -29,6 +32,7 @@ enum Key<'a> {
     Everybody,
     Address(u128),
     Header(Vec<&'a [u8]>),
+    Claim(Cow<'a, str>),
 }
 
 // === impl RateLimit ===
@@ -39,8 +43,19 @@ impl RateLimit {
         Self { name: name.into(), limiter, policy }
     }
 
+    /// Whether it waits until it is known who asks.
+    pub(super) fn is_by_claim(&self) -> bool {
+        matches!(self.limiter.budget().key, BudgetKey::Claim(_))
+    }
+
     /// Spends one request.
-    pub(super) fn spend(&self, headers: &HeaderMap, client: IpAddr, at: Instant) -> Decision {
+    pub(super) fn spend(
+        &self,
+        headers: &HeaderMap,
+        client: IpAddr,
+        claims: Option<&Claims>,
+        at: Instant,
+    ) -> Decision {
         let key = match &self.limiter.budget().key {
             BudgetKey::Global | BudgetKey::Route => Key::Everybody,
             BudgetKey::ClientAddress => Key::Address(network(client)),
@@ -48,6 +63,10 @@ impl RateLimit {
                 let values: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
                 // Leaving the header out must not be a way around the limit.
                 if values.is_empty() { Key::Address(network(client)) } else { Key::Header(values) }
+            }
+            BudgetKey::Claim(name) => {
+                let claim = claims.and_then(|claims| claims.text(name));
+                claim.map_or_else(|| Key::Address(network(client)), Key::Claim)
             }
         };
         self.limiter.spend(key, at)
@@ -108,7 +127,7 @@ mod tests {
     fn an_ipv6_client_is_its_network() {
         let limit = limit(BudgetKey::ClientAddress);
         let now = Instant::now();
-        let ask = |client| limit.spend(&HeaderMap::new(), address(client), now).allowed;
+        let ask = |client| limit.spend(&HeaderMap::new(), address(client), None, now).allowed;
         assert!(ask("2001:db8::1") && !ask("2001:db8::2") && ask("2001:db8:0:1::1"));
         assert!(ask("192.0.2.1") && ask("192.0.2.2") && !ask("::ffff:192.0.2.1"));
     }
@@ -121,11 +140,11 @@ mod tests {
             [(HeaderName::from_static("x-key"), HeaderValue::from_static(value))].into_iter().collect()
         };
         let client = address("192.0.2.1");
-        assert!(limit.spend(&with("a"), client, now).allowed);
-        assert!(!limit.spend(&with("a"), address("192.0.2.2"), now).allowed);
-        assert!(limit.spend(&with("b"), client, now).allowed);
-        assert!(limit.spend(&HeaderMap::new(), client, now).allowed);
-        assert!(!limit.spend(&HeaderMap::new(), client, now).allowed);
+        assert!(limit.spend(&with("a"), client, None, now).allowed);
+        assert!(!limit.spend(&with("a"), address("192.0.2.2"), None, now).allowed);
+        assert!(limit.spend(&with("b"), client, None, now).allowed);
+        assert!(limit.spend(&HeaderMap::new(), client, None, now).allowed);
+        assert!(!limit.spend(&HeaderMap::new(), client, None, now).allowed);
     }
 
     #[test]
@@ -134,8 +153,8 @@ mod tests {
         let now = Instant::now();
         let client = address("192.0.2.1");
         let mut headers = HeaderMap::new();
-        limit.tell(&limit.spend(&headers, client, now), &mut headers);
-        let refused = limit.spend(&headers, client, now);
+        limit.tell(&limit.spend(&headers, client, None, now), &mut headers);
+        let refused = limit.spend(&headers, client, None, now);
         limit.tell(&refused, &mut headers);
         let told: Vec<_> = headers.get_all(RATELIMIT).iter().collect();
         assert_eq!(told, ["\"free\";r=0;t=60", "\"free\";r=0;t=60"]);
