@@ -493,7 +493,9 @@ async fn exchange(
     let upload =
         (!body.is_end_stream()).then(|| Upload::new(body, record, bytes_max, timeouts.idle, answer_within));
     let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
+    // A copy of an upgrade would be a stream that nobody speaks on.
     if let Some(mirror) = &route.mirror
+        && asked.is_none()
         && mirror.turns.take() == 0
     {
         mirror::begin(&client.worker, &view.upstreams[mirror.upstream], &outgoing);

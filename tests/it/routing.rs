@@ -216,7 +216,12 @@ fn a_copy_is_the_request_and_its_answer_goes_nowhere() {
     client.send("HEAD /head HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_eq!(client.answer_to_head().status(), 200);
     assert!(copies.recv_timeout(PATIENCE).unwrap().start.starts_with("HEAD /head"));
-    gateway.await_metric("gogate_mirrors_total{service=\"shadow\",result=\"sent\"} 3");
+    client.send("GET /up HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(client.answer().status(), 200);
+    assert_eq!(client.get("/last").status(), 200);
+    let copy = copies.recv_timeout(PATIENCE).unwrap();
+    assert!(copy.start.starts_with("GET /last"), "an upgrade was copied: {copy:?}");
+    gateway.await_metric("gogate_mirrors_total{service=\"shadow\",result=\"sent\"} 4");
 }
 
 #[test]
