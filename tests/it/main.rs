@@ -11,6 +11,7 @@ mod balance;
 mod cli;
 mod config_apply;
 mod harness;
+mod metrics;
 mod policies;
 mod proxy_http;
 mod proxy_lifecycle;
