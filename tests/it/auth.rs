@@ -162,6 +162,19 @@ fn a_good_token_passes_and_anything_else_is_told_why() {
 }
 
 #[test]
+fn a_policy_says_how_exact_clocks_are_and_whether_tokens_must_end() {
+    let status = |keys: &str, claims: Value| {
+        let (gateway, _upstream) =
+            gateway(&format!("jwt: {{ algorithms: [HS256], secret: '{SECRET}', {keys} }}"));
+        ask(&mut gateway.client(), "/", &bearer(&hs256(&claims))).status()
+    };
+    let late = json!({ "exp": in_seconds(-5) });
+    assert_eq!((status("", late.clone()), status("clock_skew: 1s", late)), (200, 401));
+    let lasting = json!({ "sub": "ada" });
+    assert_eq!((status("", lasting.clone()), status("require_exp: false", lasting)), (401, 200));
+}
+
+#[test]
 fn claims_reach_the_endpoint_from_the_gateway_alone() {
     let (gateway, _upstream) = gateway(&format!(
         "jwt: {{ algorithms: [HS256], secret: '{SECRET}', optional: true, skip_paths: [/health, /public/*],
