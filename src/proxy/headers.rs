@@ -26,6 +26,8 @@ const HTTP: HeaderValue = HeaderValue::from_static("http");
 const CHUNKED: HeaderValue = HeaderValue::from_static("chunked");
 const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 
+/// More than the gateway adds to a request.
+const FIELDS_ADDED: usize = 10;
 /// Longest request id that is kept.
 const REQUEST_ID_MAX: usize = 128;
 
@@ -110,11 +112,11 @@ pub(super) fn prepare_request(
     trusted: bool,
     host: Option<&HeaderValue>,
 ) {
+    // Once, not by doubling again and again.
+    headers.reserve(FIELDS_ADDED);
     let chunked = headers.contains_key(header::TRANSFER_ENCODING);
     let takes_trailers = headers.get(header::TE).is_some_and(|te| has_token(te.as_bytes(), b"trailers"));
     remove_hop_by_hop(headers);
-    headers.remove(header::TE);
-    headers.remove(header::EXPECT);
     if chunked {
         headers.insert(header::TRANSFER_ENCODING, CHUNKED);
     }
@@ -173,16 +175,36 @@ pub(super) fn prepare_answer(headers: &mut HeaderMap) {
 /// Fields that Connection may not name away: they address the message and frame it.
 const END_TO_END: [HeaderName; 2] = [header::HOST, header::CONTENT_LENGTH];
 
+/// What concerns one hop only, beside Connection and what it names. Expect is answered by the gateway itself.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    KEEP_ALIVE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    PROXY_CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::EXPECT,
+];
+
+/// Most heads hold none of them or only Connection: one look at each name costs less than a lookup for each of these.
 fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(header::CONNECTION) {
+    let (mut connection, mut others) = (false, false);
+    for name in headers.keys() {
+        if *name == header::CONNECTION {
+            connection = true;
+        } else if HOP_BY_HOP.contains(name) {
+            others = true;
+        }
+    }
+    if connection {
         remove_named_in_connection(headers);
     }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(header::TRANSFER_ENCODING);
-    headers.remove(header::UPGRADE);
-    headers.remove(PROXY_CONNECTION);
-    headers.remove(header::PROXY_AUTHENTICATE);
-    headers.remove(header::PROXY_AUTHORIZATION);
+    if others {
+        for name in &HOP_BY_HOP {
+            headers.remove(name);
+        }
+    }
 }
 
 fn remove_named_in_connection(headers: &mut HeaderMap) {
