@@ -59,6 +59,11 @@ use crate::{
 
 /// How long an idle connection is kept for a client's next request.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
+/// For so long a connection without a request keeps hyper at hand, while no more than [`AWAKE_MAX`] of the worker
+/// do: with few, what they keep stays in the processor's caches; with many, making it anew from memory that another
+/// connection just left is cheaper, and small.
+const AWAKE: Duration = Duration::from_secs(1);
+const AWAKE_MAX: usize = 128;
 /// For how long what a client still sends is read after the last answer. Closing at once would reset the
 /// connection, and the reset overtakes the answer.
 const LINGER: Duration = Duration::from_secs(1);
@@ -88,7 +93,12 @@ pub(super) struct Client {
     tunnel: RefCell<Option<Box<Tunnel>>>,
     /// As far as the stream knows, hyper holds nothing for this connection.
     still: Cell<bool>,
+    /// The alarm is set to the moment when hyper is taken away.
+    dozing: Cell<bool>,
 }
+
+/// Counts a connection that has hyper at hand.
+struct Awake<'a>(&'a Worker);
 
 // === impl Client ===
 
@@ -118,8 +128,31 @@ impl Client {
         self.still.get() && !self.exchange.get()
     }
 
+    /// Whether nothing has happened for long enough to take hyper away. From then on the alarm is set to the moment
+    /// when the connection is closed.
+    fn falls_asleep(&self) -> bool {
+        let asleep = self.dozing.get() && self.alarm.rang();
+        if asleep {
+            self.sleep();
+        }
+        asleep
+    }
+
+    fn sleep(&self) {
+        if self.dozing.replace(false) {
+            self.alarm.set(self.worker.alarms.soon() + KEEP_ALIVE - AWAKE);
+        }
+    }
+
+    /// A request is here.
+    fn exchange_begins(&self) {
+        self.exchange.set(true);
+        self.dozing.set(false);
+    }
+
     /// The first bytes of a head are here: the rest must follow in time.
     pub(super) fn head_began(&self) {
+        self.dozing.set(false);
         self.alarm.set(self.worker.alarms.soon() + self.header_timeout);
     }
 
@@ -147,7 +180,8 @@ impl Client {
     /// The answer is over.
     pub(super) fn exchange_ends(&self, now: Instant) {
         self.alarm.set_ceiling(None);
-        self.alarm.set(now + KEEP_ALIVE);
+        self.alarm.set(now + AWAKE);
+        self.dozing.set(true);
         self.exchange.set(false);
         self.answered.set(self.answered.get() + 1);
         if self.stalled.take() {
@@ -162,6 +196,21 @@ struct Unclaimed(Rc<Client>);
 impl Drop for Unclaimed {
     fn drop(&mut self) {
         drop(self.0.tunnel.take());
+    }
+}
+
+// === impl Awake ===
+
+impl<'a> Awake<'a> {
+    fn begin(worker: &'a Worker) -> Self {
+        worker.awake.set(worker.awake.get() + 1);
+        Self(worker)
+    }
+}
+
+impl Drop for Awake<'_> {
+    fn drop(&mut self) {
+        self.0.awake.set(self.0.awake.get() - 1);
     }
 }
 
@@ -190,6 +239,7 @@ pub(super) async fn serve(
         answered: Cell::new(0),
         tunnel: RefCell::new(None),
         still: Cell::new(false),
+        dozing: Cell::new(false),
         listener,
         worker,
     });
@@ -202,8 +252,11 @@ pub(super) async fn serve(
         }
         // In a box: what rests is small.
         let mut connection = Box::new(hyper_for(&client, stream, &limits));
+        let awake = Awake::begin(&client.worker);
         let mut draining = false;
         let over = poll_fn(|cx| {
+            // Before hyper, which would take the alarm for the client's last one.
+            let asleep = client.falls_asleep();
             if client.worker.is_draining() && !draining {
                 draining = true;
                 Pin::new(&mut *connection).graceful_shutdown();
@@ -211,20 +264,24 @@ pub(super) async fn serve(
             match Pin::new(&mut *connection).poll(cx) {
                 // How the connection ended matters to nobody: requests are counted by their records.
                 Poll::Ready(_) => Poll::Ready(true),
-                Poll::Pending if client.is_at_rest() => Poll::Ready(false),
+                Poll::Pending if client.is_at_rest() && (asleep || client.worker.awake.get() > AWAKE_MAX) => {
+                    Poll::Ready(false)
+                }
                 Poll::Pending => Poll::Pending,
             }
         })
         .await;
+        drop(awake);
         stream = connection.into_parts().io.into_inner();
         if over {
             break;
         }
+        client.sleep();
     }
     let tunnel = client.tunnel.take();
     if let Some(tunnel) = tunnel {
         if let Some((tcp, first)) = stream.into_tunnel() {
-            upgrade::carry(&client, tcp, first, tunnel).await;
+            Box::pin(upgrade::carry(&client, tcp, first, tunnel)).await;
         }
         return drop(permit);
     }
@@ -273,7 +330,7 @@ fn hyper_for(
     let client = Rc::clone(client);
     let service = service_fn(move |request| {
         // Not in the answer's future, which is polled later: hyper reads on before.
-        client.exchange.set(true);
+        client.exchange_begins();
         answer(Rc::clone(&client), request)
     });
     builder.serve_connection(TokioIo::new(stream), service)

@@ -62,6 +62,8 @@ pub(super) struct Worker {
     pub(super) unrouted: Rc<RouteFigures>,
     /// Copies of requests under way.
     pub(super) mirrors: Cell<usize>,
+    /// Client connections that have hyper at hand.
+    pub(super) awake: Cell<usize>,
     /// Where small writes are put together; empty between two of them.
     pub(super) scratch: RefCell<Vec<u8>>,
     /// Passwords that were right.
@@ -193,6 +195,7 @@ impl Worker {
             copying: Copying::new(),
             unrouted: Rc::new(RouteFigures::new(&nobody, &nobody)),
             mirrors: Cell::new(0),
+            awake: Cell::default(),
             scratch: RefCell::default(),
             verified: Verified::new(),
             view: RefCell::new(Rc::new(view)),
