@@ -26,7 +26,7 @@ pub use self::{
         TrustId,
     },
     route::{HostPattern, Match, PathPattern, Route, Wanted},
-    service::{Balance, Endpoint, HashOn, Pool, Service, Timeouts},
+    service::{Balance, Endpoint, HashOn, Pool, ProxyProtocol, Service, Timeouts},
 };
 
 /// A valid gateway document.

@@ -23,7 +23,10 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, ToSocketAddrs};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpStream, ToSocketAddrs},
+};
 
 use super::{
     stream::{EndpointStream, Task},
@@ -67,10 +70,13 @@ impl Wake for Flag {
 // === impl Connection ===
 
 impl Connection {
-    /// Opens a connection.
-    pub(super) async fn open(address: impl ToSocketAddrs) -> io::Result<Connection> {
-        let tcp = TcpStream::connect(address).await?;
+    /// Opens a connection that begins with `header`, if there is one.
+    pub(super) async fn open(address: impl ToSocketAddrs, header: Option<&[u8]>) -> io::Result<Connection> {
+        let mut tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
+        if let Some(header) = header {
+            tcp.write_all(header).await?;
+        }
         let task = Rc::new(Task::nobody());
         let received = Rc::new(Cell::new(false));
         let stream = EndpointStream::new(tcp, Rc::clone(&task), Rc::clone(&received));

@@ -24,6 +24,7 @@ use super::{
     http::Client,
     policy::{Compressor, recovery},
     pool::{Lease, Pool},
+    proxy_protocol,
     record::{self, Journey, Record},
     upload::{RequestBody, Upload},
     upstream::{LocalUpstream, Picked, Wish},
@@ -88,7 +89,11 @@ pub(super) async fn forward(
         if let Some(journey) = journey {
             journey.attempt(&pool.target.address);
         }
-        let idle = if stale { None } else { pool.idle_lease(&service.pool) };
+        let idle = if stale || service.send_proxy_protocol.is_some() {
+            None
+        } else {
+            pool.idle_lease(&service.pool)
+        };
         let mut lease = match idle {
             Some(lease) => lease,
             None => match open(client, upstream, pool, journey).await {
@@ -197,8 +202,9 @@ async fn open(
     }
     let mut lease = lease?;
     if lease.connection().is_none() {
+        let header = service.send_proxy_protocol.map(|version| proxy_protocol::write(version, &client.ends));
         let opened = now();
-        let connected = client.in_time(lease.connect(), ProxyError::ConnectTimeout).await;
+        let connected = client.in_time(lease.connect(header.as_deref()), ProxyError::ConnectTimeout).await;
         if let Some((journey, since)) = opened {
             journey.connected(since);
         }

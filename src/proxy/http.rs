@@ -9,7 +9,7 @@ use std::{
     cell::{Cell, RefCell},
     convert::Infallible,
     future::{Future, poll_fn},
-    net::{IpAddr, SocketAddr},
+    net::IpAddr,
     pin::{Pin, pin},
     rc::Rc,
     sync::Arc,
@@ -43,6 +43,7 @@ use super::{
     listener::{ListenerState, Permit},
     mirror, path,
     policy::{self, Passed, Passing, recovery},
+    proxy_protocol::Addresses,
     record::{self, Record},
     route_match::{Asked, Found},
     stream::ClientStream,
@@ -81,6 +82,8 @@ pub(super) struct Client {
     pub(super) alarm: Rc<Alarm>,
     pub(super) listener: Rc<ListenerState>,
     pub(super) address: IpAddr,
+    /// The connection's ends, as endpoints are told that ask for it.
+    pub(super) ends: Addresses,
     pub(super) peer: Peer,
     header_timeout: Duration,
     /// Between a request's head and the end of its answer.
@@ -221,14 +224,15 @@ pub(super) async fn serve(
     worker: Rc<Worker>,
     listener: Rc<ListenerState>,
     tcp: TcpStream,
-    peer: SocketAddr,
+    ends: Addresses,
     permit: Permit,
 ) {
     let limits = Arc::clone(&worker.view().table.routing.limits);
-    let address = peer.ip().to_canonical();
+    let address = ends.source.ip().to_canonical();
     let client = Rc::new(Client {
         alarm: worker.alarms.add(),
         address,
+        ends,
         peer: Peer {
             ip: HeaderValue::try_from(address.to_string()).unwrap_or(HeaderValue::from_static("unknown")),
             port: listener.port.clone(),

@@ -88,6 +88,8 @@ struct Accepted {
     settings: Arc<CompiledListener>,
     tcp: TcpStream,
     client: SocketAddr,
+    /// Where the client's connection was opened to, if a PROXY header says so.
+    destination: Option<SocketAddr>,
     permit: Permit,
 }
 
@@ -230,6 +232,7 @@ fn hand_over(worker: &Rc<Worker>, state: &Rc<ListenerState>, tcp: TcpStream, cli
         settings,
         tcp,
         client,
+        destination: None,
         permit,
     };
     if announced {
@@ -242,7 +245,7 @@ fn hand_over(worker: &Rc<Worker>, state: &Rc<ListenerState>, tcp: TcpStream, cli
 impl Accepted {
     /// Hands over to what the listener's clients speak.
     fn begin(self) {
-        let Self { worker, state, view, settings, tcp, client, permit } = self;
+        let Self { worker, state, view, settings, tcp, client, destination, permit } = self;
         if let Some(rate) = settings.rate {
             let now = Instant::now();
             let rates = state.node.rates.get_or_init(|| ConnectionRates::new(now));
@@ -250,13 +253,17 @@ impl Accepted {
                 return turn_away(&worker, &state, &settings, &tcp, client, &ProxyError::ConnectionRate);
             }
         }
+        // Asking the system costs a call, which is in vain where no service wants to know.
+        let asked = || view.table.routing.announces.then(|| tcp.local_addr().ok()).flatten();
+        let destination = destination.or_else(asked).unwrap_or(state.node.address);
+        let ends = Addresses { source: client, destination };
         match settings.destination {
             Destination::Routes => {
                 drop(view);
-                tokio::task::spawn_local(http::serve(worker, state, tcp, client, permit));
+                tokio::task::spawn_local(http::serve(worker, state, tcp, ends, permit));
             }
             Destination::Service(_) | Destination::Names(_) => {
-                tokio::task::spawn_local(tcp::serve(worker, state, view, settings, tcp, client, permit));
+                tokio::task::spawn_local(tcp::serve(worker, state, view, settings, tcp, ends, permit));
             }
         }
     }
@@ -268,7 +275,9 @@ impl Accepted {
         alarm.set(self.worker.alarms.soon() + self.view.table.routing.limits.header_timeout);
         match alarm.limit(read_header(&mut self.tcp)).await {
             Some(Ok(addresses)) => {
-                self.client = addresses.map_or(self.client, |addresses| addresses.source);
+                if let Some(Addresses { source, destination }) = addresses {
+                    (self.client, self.destination) = (source, Some(destination));
+                }
                 self.begin();
             }
             // Somebody looked whether the port is open.

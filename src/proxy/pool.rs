@@ -185,13 +185,13 @@ impl Lease {
         self.connection.as_deref_mut()
     }
 
-    /// Opens a connection for this lease; the caller minds the time.
-    pub(super) async fn connect(&mut self) -> Result<(), ProxyError> {
+    /// Opens a connection for this lease, which begins with `header`; the caller minds the time.
+    pub(super) async fn connect(&mut self, header: Option<&[u8]>) -> Result<(), ProxyError> {
         let target = &self.pool.target;
         let connection = match target.location {
-            Location::Address(address) => Connection::open(address).await,
+            Location::Address(address) => Connection::open(address, header).await,
             // Each of the name's addresses is tried in turn.
-            Location::Name => Connection::open(&*target.address).await,
+            Location::Name => Connection::open(&*target.address, header).await,
         };
         self.connection = Some(Box::new(connection.map_err(|_| ProxyError::ConnectFailed)?));
         Ok(())

@@ -10,6 +10,8 @@ use std::{
     str::SplitN,
 };
 
+use crate::config::document::ProxyProtocol;
+
 /// Bytes of a header that are looked at: version 1 has 107 at most; version 2 may carry 64 KiB of extras, of
 /// which everybody sends a few hundred bytes.
 pub(super) const BYTES_MAX: usize = 4096;
@@ -44,6 +46,8 @@ const V1_BEGINNING: &[u8] = b"PROXY ";
 const V1_MAX: usize = 107;
 const V2_BEGINNING: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 const V2_HEAD: usize = 16;
+const V2_LOCAL: u8 = 0x20;
+const V2_PROXY: u8 = 0x21;
 const V2_TCP4: u8 = 0x11;
 const V2_TCP6: u8 = 0x21;
 
@@ -110,12 +114,12 @@ fn read_v2(bytes: &[u8]) -> Header {
     let (command, family) = (head[12], head[13]);
     let content_length = usize::from(u16::from_be_bytes([head[14], head[15]]));
     let length = V2_HEAD + content_length;
-    if length > BYTES_MAX || !matches!(command, 0x20 | 0x21) {
+    if length > BYTES_MAX || !matches!(command, V2_LOCAL | V2_PROXY) {
         return Header::Malformed;
     }
     let Some(content) = content.get(..content_length) else { return Header::More };
     // Local: a health check of the proxy's own. What is no TCP has no addresses that mean anything here.
-    if command == 0x20 || family == 0 {
+    if command == V2_LOCAL || family == 0 {
         return Header::Whole { length, addresses: None };
     }
     let addresses = match family {
@@ -144,6 +148,43 @@ where
         source: address(*source, [ports[0], ports[1]]),
         destination: address(*destination, [ports[2], ports[3]]),
     })
+}
+
+// === writing ===
+
+/// The header that announces a connection.
+pub(super) fn write(version: ProxyProtocol, addresses: &Addresses) -> Vec<u8> {
+    let (source, destination) = (addresses.source, addresses.destination);
+    let ips = (source.ip().to_canonical(), destination.ip().to_canonical());
+    let ports = [source.port().to_be_bytes(), destination.port().to_be_bytes()].concat();
+    match (version, ips) {
+        (ProxyProtocol::V1, (IpAddr::V4(from), IpAddr::V4(to))) => {
+            format!("PROXY TCP4 {from} {to} {} {}\r\n", source.port(), destination.port()).into_bytes()
+        }
+        (ProxyProtocol::V1, (from, to)) => {
+            let (from, to) = (v6(from), v6(to));
+            format!("PROXY TCP6 {from} {to} {} {}\r\n", source.port(), destination.port()).into_bytes()
+        }
+        (ProxyProtocol::V2, (IpAddr::V4(from), IpAddr::V4(to))) => {
+            write_v2(V2_TCP4, &[&from.octets()[..], &to.octets(), &ports].concat())
+        }
+        (ProxyProtocol::V2, (from, to)) => {
+            write_v2(V2_TCP6, &[&v6(from).octets()[..], &v6(to).octets(), &ports].concat())
+        }
+    }
+}
+
+fn write_v2(family: u8, content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(content.len()).unwrap_or(u16::MAX).to_be_bytes();
+    [V2_BEGINNING, &[V2_PROXY, family], &length, content].concat()
+}
+
+/// Both ends are told in one family.
+fn v6(ip: IpAddr) -> Ipv6Addr {
+    match ip {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    }
 }
 
 #[cfg(test)]
@@ -241,6 +282,30 @@ mod tests {
             ("another beginning", b"\r\n\r\n\0\r\nQUIT\r".to_vec()),
         ] {
             assert_eq!(read(&header), Header::Malformed, "{why}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_as_it_was_meant() {
+        for (source, destination, told) in [
+            ("192.0.2.1:56324", "198.51.100.2:443", ["192.0.2.1:56324", "198.51.100.2:443"]),
+            ("[2001:db8::1]:1", "[2001:db8::2]:65535", ["[2001:db8::1]:1", "[2001:db8::2]:65535"]),
+            ("[::ffff:192.0.2.1]:1", "198.51.100.2:2", ["192.0.2.1:1", "198.51.100.2:2"]),
+            ("192.0.2.1:1", "[2001:db8::2]:2", ["192.0.2.1:1", "[2001:db8::2]:2"]),
+        ] {
+            let addresses =
+                Addresses { source: source.parse().unwrap(), destination: destination.parse().unwrap() };
+            for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
+                let header = write(version, &addresses);
+                let Header::Whole { length, addresses: Some(read) } = whole(&header) else {
+                    panic!("{header:?}")
+                };
+                assert_eq!(length, header.len());
+                let canonical = |address: SocketAddr| {
+                    SocketAddr::new(address.ip().to_canonical(), address.port()).to_string()
+                };
+                assert_eq!([canonical(read.source), canonical(read.destination)], told);
+            }
         }
     }
 

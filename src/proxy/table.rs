@@ -54,6 +54,8 @@ pub(super) struct Routing {
     pub(super) limits: Arc<Limits>,
     /// What the next document's policies go on with.
     memory: Memory,
+    /// Whether some service's connections begin with a PROXY header.
+    pub(super) announces: bool,
     /// Service name → its place in the table's upstreams.
     services: HashMap<Arc<str>, usize>,
     /// The state of policies that ask who it is.
@@ -297,6 +299,7 @@ impl Routing {
             trusted_proxies: document.trusted_proxies.clone(),
             limits: Arc::new(document.limits.clone()),
             memory,
+            announces: document.services.values().any(|service| service.send_proxy_protocol.is_some()),
             services,
             auths,
         })

@@ -6,13 +6,7 @@
 //! Neighbours: `listener` hands over sockets, `client_hello` reads the name that a TLS client asks for, `upstream`
 //! chooses.
 
-use std::{
-    io,
-    net::{IpAddr, SocketAddr},
-    rc::Rc,
-    sync::Arc,
-    time::Instant,
-};
+use std::{io, net::IpAddr, rc::Rc, sync::Arc, time::Instant};
 
 use bytes::BufMut;
 use tokio::{io::AsyncReadExt, net::TcpStream};
@@ -24,6 +18,7 @@ use super::{
     error::ProxyError,
     listener::{ListenerState, Permit},
     pool::StreamPlace,
+    proxy_protocol::{self, Addresses},
     record::StreamRecord,
     relay::Relay,
     table::{CompiledListener, Destination, Location, Target},
@@ -45,6 +40,7 @@ struct Stream {
     client: TcpStream,
     /// Whose it is: the peer's, or what its PROXY header says.
     address: IpAddr,
+    ends: Addresses,
     /// None: there is no access log.
     record: Option<Rc<StreamRecord>>,
 }
@@ -56,14 +52,14 @@ pub(super) async fn serve(
     view: Rc<View>,
     settings: Arc<CompiledListener>,
     client: TcpStream,
-    address: SocketAddr,
+    ends: Addresses,
     permit: Permit,
 ) {
     let alarm = worker.alarms.add();
-    let address = address.ip().to_canonical();
+    let address = ends.source.ip().to_canonical();
     let record = StreamRecord::begin(&worker, &listener, address);
     let stream =
-        Stream { worker: Rc::clone(&worker), listener, alarm, client, address, record: record.clone() };
+        Stream { worker: Rc::clone(&worker), listener, alarm, client, address, ends, record: record.clone() };
     let carried = match stream.begin(view, settings).await {
         Ok(Some((relay, place))) => {
             let ended = relay.run().await;
@@ -113,6 +109,9 @@ impl Stream {
         let upstream = &view.upstreams[service];
         let (endpoint, place) = self.open(upstream).await?;
         let idle = settings.idle.unwrap_or(upstream.plan.service.timeouts.stream);
+        if let Some(version) = upstream.plan.service.send_proxy_protocol {
+            first.splice(..0, proxy_protocol::write(version, &self.ends));
+        }
         let mut relay = Relay::new(self.worker, self.listener, self.alarm, idle, self.client, endpoint);
         relay.send_first(first);
         if let Some(record) = self.record {

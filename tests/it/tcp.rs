@@ -730,3 +730,70 @@ fn gateway_services(upstream: &Upstream) -> std::collections::BTreeMap<String, S
     let service = Service { endpoints: addresses(&[upstream.address]), ..Service::default() };
     [("s".to_owned(), service)].into()
 }
+
+// === PROXY headers for endpoints ===
+
+/// An endpoint's address with the header that it begins with, and one listener for each protocol.
+fn announcing(version: &str) -> (Gateway, TcpListener) {
+    let (endpoint, address) = listen();
+    let document = yaml(&format!(
+        "listeners:
+  web: {{ address: '127.0.0.1:0', proxy_protocol: true }}
+  raw: {{ address: '127.0.0.1:0', protocol: tcp, service: s }}
+services: {{ s: {{ endpoints: [{{ address: '{address}' }}], send_proxy_protocol: {version} }} }}
+routes: [{{ name: all, service: s }}]
+trusted_proxies: [127.0.0.1]
+"
+    ));
+    (Gateway::start_with(1, Duration::ZERO, &document), endpoint)
+}
+
+fn read_exactly(stream: &mut impl Read, count: usize) -> Vec<u8> {
+    let mut bytes = vec![0; count];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_stream_is_announced_to_an_endpoint_that_asks_for_it() {
+    for version in ["v1", "v2"] {
+        let (gateway, endpoint) = announcing(version);
+        let raw = gateway.proxy.addresses()["raw"];
+        let mut client = patient(TcpStream::connect(raw).unwrap());
+        let port = client.local_addr().unwrap().port();
+        let mut accepted = patient(endpoint.accept().unwrap().0);
+        let expected = if version == "v1" {
+            format!("PROXY TCP4 127.0.0.1 127.0.0.1 {port} {}\r\n", raw.port()).into_bytes()
+        } else {
+            let ports = [port.to_be_bytes(), raw.port().to_be_bytes()].concat();
+            v2(0x21, 0x11, &[&[127, 0, 0, 1, 127, 0, 0, 1][..], &ports].concat())
+        };
+        assert_eq!(read_exactly(&mut accepted, expected.len()), expected, "before the client says anything");
+        pass(&mut client, &mut accepted, 1);
+        pass(&mut accepted, &mut client, 2);
+    }
+}
+
+#[test]
+fn each_request_is_announced_with_its_own_client() {
+    let (gateway, endpoint) = announcing("v1");
+    let clients = ["192.0.2.7 198.51.100.1 4096 80", "192.0.2.8 198.51.100.1 4097 81"];
+    let mut peers: Vec<Peer> = clients
+        .iter()
+        .map(|client| {
+            let mut peer = gateway.client();
+            peer.send(&format!("PROXY TCP4 {client}\r\n"));
+            peer
+        })
+        .collect();
+    for turn in [0, 1, 0] {
+        peers[turn].0.get_mut().write_all(REQUEST).unwrap();
+        let mut accepted = Peer::new(endpoint.accept().unwrap().0);
+        let expected = format!("PROXY TCP4 {}\r\n", clients[turn]);
+        assert_eq!(read_exactly(&mut accepted.0, expected.len()), expected.as_bytes());
+        assert_eq!(accepted.request().unwrap().start, "GET /x HTTP/1.1");
+        accepted.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        assert_eq!(peers[turn].answer().text(), "ok");
+        assert!(accepted.is_closed(), "no other client may get this connection");
+    }
+}

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::{
     super::{
         address,
-        document::{Balance, Endpoint, HashOn, Pool, Service, Timeouts},
+        document::{Balance, Endpoint, HashOn, Pool, ProxyProtocol, Service, Timeouts},
         field::{Field, Keys, Section},
         problem::shown,
     },
@@ -13,17 +13,8 @@ use super::{
 };
 
 pub(super) const SERVICE: Keys = Keys {
-    known: &["balance", "hash_on", "endpoints", "timeouts", "pool"],
-    later: &[
-        "health_check",
-        "outlier",
-        "circuit_breaker",
-        "protocol",
-        "tls",
-        "send_proxy_protocol",
-        "slow_start",
-        "sticky",
-    ],
+    known: &["balance", "hash_on", "endpoints", "timeouts", "pool", "send_proxy_protocol"],
+    later: &["health_check", "outlier", "circuit_breaker", "protocol", "tls", "slow_start", "sticky"],
 };
 pub(super) const ENDPOINT: Keys = Keys { known: &["address", "weight"], later: &[] };
 pub(super) const TIMEOUTS: Keys = Keys { known: &["connect", "request", "idle"], later: &[] };
@@ -42,12 +33,23 @@ fn service(field: &Field<'_>) -> Service {
     let Some(section) = section else {
         return Service::default();
     };
+    let send_proxy_protocol = section.get("send_proxy_protocol").and_then(proxy_protocol);
     Service {
         balance: balance(&section),
         endpoints: section.get("endpoints").map(endpoints).unwrap_or_default(),
         timeouts: timeouts(&section),
-        pool: pool(&section),
+        pool: if send_proxy_protocol.is_some() {
+            // A connection that was announced for one client is not another one's.
+            Pool { max_idle: 0, ..pool(&section) }
+        } else {
+            pool(&section)
+        },
+        send_proxy_protocol,
     }
+}
+
+fn proxy_protocol(field: &Field<'_>) -> Option<ProxyProtocol> {
+    Some(if field.choice(&["v1", "v2"])? == "v1" { ProxyProtocol::V1 } else { ProxyProtocol::V2 })
 }
 
 fn balance(section: &Section<'_>) -> Balance {

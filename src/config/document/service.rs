@@ -13,6 +13,17 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// The bounds of each worker's pool for this service.
     pub pool: Pool,
+    /// Whether connections to its endpoints begin with a PROXY header.
+    pub send_proxy_protocol: Option<ProxyProtocol>,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    /// A line of text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// How an endpoint is chosen.

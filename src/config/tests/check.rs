@@ -221,7 +221,7 @@ fn wrong_types_say_what_was_expected_and_found() {
     check("services: []", "f:1: services: expected a mapping from names, found a list");
     check(
         "services: { a: 5, b: { pool: true } }",
-        "f:1: services.a: expected a mapping with the keys `balance`, `hash_on`, `endpoints`, `timeouts` and `pool`, found the number 5
+        "f:1: services.a: expected a mapping with the keys `balance`, `hash_on`, `endpoints`, `timeouts`, `pool` and `send_proxy_protocol`, found the number 5
          f:1: services.b.pool: expected a mapping with the keys `max_idle`, `idle_timeout` and `max_connections`, found `true`",
     );
     check("routes: { a: b }", "f:1: routes: expected a list of routes, found a mapping");

@@ -126,3 +126,19 @@ routes: [{ name: r, service: a, listeners: [w] }, { name: s, service: b }]
         "f:5: routes[1]: route `s` matches exactly what route `r` on line 5 matches (remove one, or change its match)",
     );
 }
+
+#[test]
+fn connections_that_are_announced_are_not_kept_for_others() {
+    use super::super::super::document::ProxyProtocol;
+    let text = "services: { a: { send_proxy_protocol: v1, pool: { max_idle: 9, max_connections: 3 } }, b: { send_proxy_protocol: v2 }, c: {} }";
+    let services = document(text).unwrap().services;
+    assert_eq!(services["a"].send_proxy_protocol, Some(ProxyProtocol::V1));
+    assert_eq!((services["a"].pool.max_idle, services["a"].pool.max_connections), (0, 3));
+    assert_eq!(services["b"].send_proxy_protocol, Some(ProxyProtocol::V2));
+    assert_eq!((services["c"].send_proxy_protocol, services["c"].pool.max_idle), (None, 128));
+    let problems = document("services: { a: { send_proxy_protocol: v3 } }").unwrap_err();
+    assert_eq!(
+        problems[0].in_file("f"),
+        "f:1: services.a.send_proxy_protocol: expected `v1` or `v2`, found `v3` (did you mean `v1`?)"
+    );
+}
