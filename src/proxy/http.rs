@@ -559,7 +559,7 @@ async fn exchange(
         && asked.is_none()
         && mirror.turns.take() == 0
     {
-        mirror::begin(&client.worker, &view.upstreams[mirror.upstream], &outgoing);
+        mirror::begin(client, &view.upstreams[mirror.upstream], &outgoing);
     }
     let Answered { response, line } =
         forward(client, upstream, outgoing, hash, record, answer_within).await?;

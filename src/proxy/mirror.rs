@@ -20,7 +20,9 @@ use http_body::Body;
 use super::{
     error::ProxyError,
     forward::Outgoing,
+    http::Client,
     pool::Lease,
+    proxy_protocol,
     upload::RequestBody,
     upstream::{LocalUpstream, Wish},
     worker::Worker,
@@ -48,13 +50,16 @@ pub(super) struct Copy {
     method: Method,
     uri: Uri,
     headers: HeaderMap,
+    /// The PROXY header, if the service asks for one.
+    announcement: Option<Vec<u8>>,
     body: BytesMut,
     /// Counted at the end; the request left before its body was whole, unless another is known.
     result: &'static str,
 }
 
 /// Copies a request: at once if it has no body, else when its body is whole.
-pub(super) fn begin(worker: &Rc<Worker>, upstream: &Rc<LocalUpstream>, request: &Outgoing) {
+pub(super) fn begin(client: &Client, upstream: &Rc<LocalUpstream>, request: &Outgoing) {
+    let worker = &client.worker;
     let count = |result| worker.figures.mirror(&upstream.plan.name, result);
     if worker.mirrors.get() >= COPIES_MAX {
         return count(BUSY);
@@ -63,12 +68,14 @@ pub(super) fn begin(worker: &Rc<Worker>, upstream: &Rc<LocalUpstream>, request: 
         return count(BODY_TOO_LONG);
     }
     worker.mirrors.set(worker.mirrors.get() + 1);
+    let announced = upstream.plan.service.send_proxy_protocol;
     let copy = Copy {
         worker: Rc::clone(worker),
         upstream: Rc::clone(upstream),
         method: request.method.clone(),
         uri: request.uri.clone(),
         headers: request.headers.clone(),
+        announcement: announced.map(|version| proxy_protocol::write(version, &client.ends)),
         body: BytesMut::new(),
         result: INCOMPLETE,
     };
@@ -123,7 +130,7 @@ impl Copy {
         }
         let mut lease = picked.pool().lease(bounds).await?;
         if lease.connection().is_none()
-            && let Err(error) = lease.connect().await
+            && let Err(error) = lease.connect(self.announcement.as_deref()).await
         {
             picked.failed();
             return Err(error);
