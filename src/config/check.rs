@@ -9,6 +9,7 @@ mod actions;
 mod auth;
 mod listeners;
 mod policies;
+mod retries;
 mod routes;
 mod services;
 
@@ -100,6 +101,14 @@ fn service_name(field: &Field<'_>, declared: &BTreeMap<String, Service>) -> Opti
 
 fn timeout(field: &Field<'_>) -> Option<Duration> {
     field.duration(TIMEOUT_MIN, TIMEOUT_MAX)
+}
+
+/// A value as it was written, in quotes or not.
+fn scalar<'a>(field: &Field<'a>) -> Option<&'a str> {
+    match &field.node.value {
+        yaml::Value::Scalar { text, .. } => Some(text),
+        yaml::Value::List(_) | yaml::Value::Map(_) => None,
+    }
 }
 
 fn count(section: &Section<'_>, key: &str, from: u64, to: u64, default: usize) -> usize {

@@ -25,8 +25,11 @@ pub use self::{
         Budget, BudgetKey, Coding, Compress, Cors, HeaderEdit, Origin, Policy, PolicyKind, RequestIdPolicy,
         TrustId,
     },
-    route::{HostPattern, Match, PathPattern, Route, Wanted},
-    service::{Balance, Endpoint, HashOn, Pool, ProxyProtocol, Service, Timeouts},
+    route::{HostPattern, Match, PathPattern, Retries, RetryOn, Route, Wanted},
+    service::{
+        Balance, CircuitBreaker, Endpoint, HashOn, HealthCheck, Outlier, Pool, Probe, ProxyProtocol, Service,
+        Sticky, Timeouts,
+    },
 };
 
 /// A valid gateway document.

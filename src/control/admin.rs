@@ -225,10 +225,11 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
         ["livez"] if get => Ok(text(StatusCode::OK, "ok\n")),
         ["readyz" | "health"] if get => health::ready(context, query).await,
         ["metrics"] if get => health::metrics(context).await,
+        ["backends"] if get => Ok(health::backends(context)),
         [""] if get => Ok(text(StatusCode::OK, health::index(context))),
         ["v1", "config", "versions" | "status"]
         | ["v1", "cluster"]
-        | ["livez" | "readyz" | "health" | "metrics" | ""] => method("GET, HEAD"),
+        | ["livez" | "readyz" | "health" | "backends" | "metrics" | ""] => method("GET, HEAD"),
         _ => Err(unknown_path(path)),
     }
 }

@@ -11,7 +11,7 @@ use super::{
     policy::{Compiler, RoutePolicies},
     split::Turns,
 };
-use crate::config::document::{self, Route};
+use crate::config::document::{self, Retries, Route};
 
 /// A route as requests use it.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub(super) struct CompiledRoute {
     pub(super) counted: usize,
     pub(super) allow_encoded_slash: bool,
     pub(super) timeout: Option<Duration>,
+    pub(super) retries: Option<Retries>,
     /// None costs a request nothing.
     pub(super) policies: Option<Arc<RoutePolicies>>,
 }
@@ -113,6 +114,7 @@ impl<'a> RouteCompiler<'a> {
             counted,
             allow_encoded_slash: route.allow_encoded_slash,
             timeout: route.timeout,
+            retries: route.retries.clone(),
             policies: self.policies.compile(route),
         }
     }

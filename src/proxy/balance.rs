@@ -77,11 +77,16 @@ pub(super) struct Alias(Vec<(u32, u32)>);
 pub(super) struct Dice(u64);
 
 /// The hash of what `consistent_hash` looks at; none if the request does not have it.
-pub(super) fn hash_key(hash_on: &HashOn, headers: &HeaderMap, path: &str, client: IpAddr) -> Option<u64> {
+pub(super) fn hash_key(
+    hash_on: &HashOn,
+    headers: &HeaderMap,
+    path: &str,
+    client: impl FnOnce() -> IpAddr,
+) -> Option<u64> {
     match hash_on {
         HashOn::Header(name) => headers.get(name).map(|value| hash_of(value.as_bytes())),
         HashOn::Cookie(name) => cookie::value(headers, name).map(hash_of),
-        HashOn::ClientIp => Some(hash_client(client)),
+        HashOn::ClientIp => Some(hash_client(client())),
         HashOn::Path => Some(hash_of(path.as_bytes())),
     }
 }
@@ -182,24 +187,29 @@ impl Balancer {
         }
     }
 
-    /// The next candidate that `admit` takes. Whoever is refused has had the turn.
+    /// The next candidate that `admit` takes. Whoever is refused has had the turn. `again`: it is not the request's
+    /// first.
     pub(super) fn pick(
         &mut self,
         candidates: &[Candidate],
         dice: &mut Dice,
         now: Instant,
+        again: bool,
         mut admit: impl FnMut(&Candidate) -> bool,
     ) -> Option<usize> {
         if let Self::Least(least) = self {
             return least.pick(candidates, |place| admit(&candidates[place]));
         }
-        for _ in 0..PICKS_MAX {
+        // A second attempt that took the next turn would make every request of two endpoints meet the same one
+        // first.
+        let picks = if again && matches!(self, Self::Turns { .. }) { 0 } else { PICKS_MAX };
+        for _ in 0..picks {
             let place = self.next(candidates, dice, now)?;
             if admit(&candidates[place]) {
                 return Some(place);
             }
         }
-        // Nearly all are refused: everybody is asked once.
+        // Everybody is asked once.
         let start = dice.below(candidates.len());
         (start..candidates.len()).chain(0..start).find(|place| admit(&candidates[*place]))
     }
@@ -299,8 +309,9 @@ mod tests {
     use super::*;
     use crate::{
         config::document::Endpoint,
-        proxy::{pool::Pool, table::Target},
+        proxy::{endpoint::EndpointState, pool::Pool, table::Target},
     };
+    use std::sync::Arc;
 
     fn target(place: usize) -> Target {
         Target::new(&Endpoint { address: format!("10.0.0.1:{}", place + 1), weight: 1 }).unwrap()
@@ -308,7 +319,10 @@ mod tests {
 
     fn candidates(weights: &[u32]) -> Vec<Candidate> {
         let candidate = |(place, weight): (usize, &u32)| {
-            let endpoint = Rc::new(LocalEndpoint::new(Pool::new(target(place))));
+            let endpoint = {
+                let state = Arc::new(EndpointState::new(Arc::default()));
+                Rc::new(LocalEndpoint::new(Pool::new(target(place)), state))
+            };
             endpoint.load.set_candidate(Some(place));
             Candidate { endpoint, weight: *weight }
         };
@@ -330,7 +344,7 @@ mod tests {
         }
 
         fn pick(&mut self, admit: impl Fn(&Candidate) -> bool) -> Option<usize> {
-            self.balancer.pick(&self.candidates, &mut self.dice, self.now, admit)
+            self.balancer.pick(&self.candidates, &mut self.dice, self.now, false, admit)
         }
 
         fn begin(&mut self) -> usize {

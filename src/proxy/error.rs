@@ -57,6 +57,10 @@ pub(super) enum ProxyError {
     UpstreamTimeout,
     /// The service has no endpoint.
     NoEndpoint,
+    /// Its health check or its errors speak against every endpoint of the service.
+    NoHealthyEndpoint,
+    /// Every endpoint that would be left has an open circuit breaker.
+    BreakerOpen,
     /// Every connection to the endpoint is in use and the queue is full or too slow.
     PoolOverload,
     /// This node has as many client connections as it may.
@@ -271,6 +275,20 @@ impl ProxyError {
             Self::NoEndpoint => {
                 row(503, "no_endpoint", "destination_unavailable", Upstream, "the service has no endpoint")
             }
+            Self::NoHealthyEndpoint => row(
+                503,
+                "no_healthy_endpoint",
+                "destination_unavailable",
+                Upstream,
+                "no endpoint of the service is healthy",
+            ),
+            Self::BreakerOpen => row(
+                503,
+                "breaker_open",
+                "destination_unavailable",
+                Upstream,
+                "the service's endpoints failed too often and are left in peace for a while",
+            ),
             Self::PoolOverload => row(
                 503,
                 "pool_overload",

@@ -4,6 +4,7 @@
 //! failure may be met by sending again: always where the request never left; where a reused connection turned
 //! out to be closed before any byte of an answer, if the method is idempotent and nothing of a body is gone
 //! (RFC 9110, section 9.2.2; RFC 9112, section 9.3.1). So a stale pooled connection never becomes a 502.
+//! Beyond that a route's `retries` say what is tried again, and `retry` decides.
 //! Neighbours: `http` calls it, `pool` lends, `upload` carries the body.
 
 use std::{
@@ -20,15 +21,17 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::{
-    error::{Blame, ProxyError},
+    error::ProxyError,
     http::Client,
     policy::{Compressor, recovery},
     pool::{Lease, Pool},
     proxy_protocol,
     record::{self, Journey, Record},
+    retry::{self, Failure},
     upload::{RequestBody, Upload},
     upstream::{LocalUpstream, Picked, Wish},
 };
+use crate::config::document::Retries;
 
 /// A request as the endpoint will see it.
 #[derive(Debug)]
@@ -40,12 +43,49 @@ pub(super) struct Outgoing {
     pub(super) upload: Option<Rc<Upload>>,
 }
 
+/// How a request wants to be sent.
+#[derive(Debug)]
+pub(super) struct Terms<'a> {
+    /// Of what `consistent_hash` looks at.
+    pub(super) hash: Option<u64>,
+    /// The endpoint that the client's cookie names.
+    pub(super) pinned: Option<u64>,
+    pub(super) retries: Option<&'a Retries>,
+    /// For one attempt, from its last byte to the head of the answer.
+    pub(super) answer_within: Duration,
+    /// The end of the route's time.
+    pub(super) until: Option<Instant>,
+}
+
 /// How one attempt ended.
 enum Attempt {
-    Answered(Response<Incoming>),
-    /// The request is whole and may be sent again.
+    /// With what it takes to send the request again, if it may be.
+    Answered(Response<Incoming>, Option<Saved>),
+    /// The request is whole and never left, or met a connection that the endpoint had closed.
     Unsent(Outgoing),
-    Failed(ProxyError),
+    /// With the request, if it may be sent again.
+    Failed(ProxyError, Option<Outgoing>),
+}
+
+/// What is kept of a request that may be sent again; the fields are the connection's.
+struct Saved {
+    method: Method,
+    uri: Uri,
+    upload: Option<Rc<Upload>>,
+}
+
+/// A request's attempts.
+struct Trying<'a> {
+    client: &'a Client,
+    upstream: &'a Rc<LocalUpstream>,
+    terms: &'a Terms<'a>,
+    /// The endpoints that failed; nothing is allocated before one did.
+    tried: Vec<u64>,
+    retries: u32,
+    now: Instant,
+    /// Why it is to be tried again, until it is.
+    failure: Option<Failure>,
+    error: Option<ProxyError>,
 }
 
 /// An endpoint's answer, its body still to come.
@@ -63,28 +103,21 @@ pub(super) struct Line {
     pub(super) picked: Picked,
 }
 
-/// Sends the request and waits for the head of its answer. `hash` is of what `consistent_hash` looks at.
+/// Sends the request and waits for the head of its answer.
 pub(super) async fn forward(
     client: &Client,
     upstream: &Rc<LocalUpstream>,
     mut outgoing: Outgoing,
-    hash: Option<u64>,
+    terms: &Terms<'_>,
     record: &Record,
-    answer_within: Duration,
 ) -> Result<Answered, ProxyError> {
     let journey = record.journey().map(|journey| &**journey);
     let plan = &upstream.plan;
     let service = &*plan.service;
-    let mut refused = None;
+    let mut trying = Trying::new(client, upstream, terms, record.started);
     let mut stale = false;
     loop {
-        let tried: &[u64] = refused.as_ref().map_or(&[], |(id, _)| std::slice::from_ref(id));
-        let picked = match (upstream.choose(&Wish { hash, tried, now: record.started }), &refused) {
-            (Ok(picked), _) => picked,
-            // Nobody else is there: what went wrong first says more.
-            (Err(_), Some((_, error))) => return Err(ProxyError::clone(error)),
-            (Err(error), None) => return Err(error),
-        };
+        let picked = trying.choose()?;
         let pool = picked.pool();
         if let Some(journey) = journey {
             journey.attempt(&pool.target.address);
@@ -98,30 +131,46 @@ pub(super) async fn forward(
             Some(lease) => lease,
             None => match open(client, upstream, pool, journey).await {
                 Ok(lease) => lease,
-                Err(error @ (ProxyError::ConnectFailed | ProxyError::ConnectTimeout)) => {
+                Err(error) => {
+                    let Some(failure) = Failure::of(&error) else { return Err(error) };
                     picked.failed();
-                    if refused.is_some() || upstream.endpoints.len() == 1 {
-                        return Err(error);
-                    }
-                    client.worker.figures.retry(&plan.name, "connect");
-                    refused = Some((picked.id(), error));
+                    let Some(pause) = trying.again(&picked, failure) else { return Err(error) };
+                    trying.error = Some(error);
+                    drop(picked);
+                    trying.rest(pause).await;
                     continue;
                 }
-                Err(error) => return Err(error),
             },
         };
-        let time = if outgoing.upload.is_some() { service.timeouts.idle } else { answer_within };
+        let time = if outgoing.upload.is_some() { service.timeouts.idle } else { terms.answer_within };
         client.alarm.set(client.worker.alarms.soon().max(record.started) + time);
-        match send(client, &mut lease, outgoing).await {
-            Attempt::Answered(response) => {
+        match send(client, &mut lease, outgoing, trying.replays()).await {
+            Attempt::Answered(response, saved) => {
                 judge(&picked, response.status());
+                if let Some(saved) = saved
+                    && let Some(pause) = trying.again(&picked, Failure::Status(response.status()))
+                {
+                    outgoing = saved.restore(&mut lease);
+                    // A connection whose answer is not read to its end cannot carry another one.
+                    let whole = response.body().is_end_stream();
+                    if whole && lease.connection().is_some_and(|connection| connection.is_usable()) {
+                        lease.give_back();
+                    }
+                    drop(picked);
+                    trying.rest(pause).await;
+                    continue;
+                }
                 return Ok(Answered { response, line: Line { lease, picked } });
             }
-            Attempt::Failed(error) => {
-                if error.row().blame == Blame::Upstream {
-                    picked.failed();
-                }
-                return Err(error);
+            Attempt::Failed(error, again) => {
+                let Some(failure) = Failure::of(&error) else { return Err(error) };
+                picked.failed();
+                let Some(again) = again else { return Err(error) };
+                let Some(pause) = trying.again(&picked, failure) else { return Err(error) };
+                trying.error = Some(error);
+                outgoing = again;
+                drop((lease, picked));
+                trying.rest(pause).await;
             }
             Attempt::Unsent(_) if stale => {
                 picked.failed();
@@ -133,6 +182,86 @@ pub(super) async fn forward(
                 outgoing = again;
             }
         }
+    }
+}
+
+// === impl Trying ===
+
+impl<'a> Trying<'a> {
+    fn new(client: &'a Client, upstream: &'a Rc<LocalUpstream>, terms: &'a Terms<'a>, now: Instant) -> Self {
+        if terms.retries.is_some() {
+            upstream.budget.request(now);
+        }
+        Self { client, upstream, terms, tried: Vec::new(), retries: 0, now, failure: None, error: None }
+    }
+
+    /// The endpoint for the next attempt: one that was not tried, if there is one.
+    fn choose(&mut self) -> Result<Picked, ProxyError> {
+        let Terms { hash, pinned, retries, .. } = *self.terms;
+        let wish = Wish { hash, pinned, tried: &self.tried, now: self.now };
+        let picked = match self.upstream.choose(&wish) {
+            Err(_) if retries.is_some() && !self.tried.is_empty() => {
+                self.upstream.choose(&Wish { tried: &[], ..wish })
+            }
+            picked => picked,
+        };
+        // What went wrong before says more than that nobody else is left.
+        let picked = picked.map_err(|error| self.error.take().unwrap_or(error))?;
+        if let Some(failure) = self.failure.take() {
+            self.client.worker.figures.retry(&self.upstream.plan.name, failure.reason());
+        }
+        Ok(picked)
+    }
+
+    /// Whether answers and failures after sending may lead to another attempt.
+    fn replays(&self) -> bool {
+        self.terms
+            .retries
+            .is_some_and(|retries| self.retries < retries.attempts && retries.on.is_after_sending())
+    }
+
+    /// Whether there is another attempt after this failure, and after how long.
+    fn again(&mut self, picked: &Picked, failure: Failure) -> Option<Duration> {
+        let pause = match self.terms.retries {
+            None => {
+                let is_first = self.retries == 0 && failure == Failure::Connect;
+                (is_first && self.upstream.endpoints.len() > 1).then_some(Duration::ZERO)?
+            }
+            Some(retries) => {
+                if self.retries >= retries.attempts || !failure.is_in(retries.on) {
+                    return None;
+                }
+                let now = Instant::now();
+                let pause = retry::pause(retries, self.retries, self.client.worker.random());
+                let in_time = self.terms.until.is_none_or(|until| now + pause < until);
+                (in_time && self.upstream.budget.retry(retries.budget_percent, now)).then_some(pause)?
+            }
+        };
+        self.retries += 1;
+        self.tried.push(picked.id());
+        self.failure = Some(failure);
+        Some(pause)
+    }
+
+    async fn rest(&mut self, pause: Duration) {
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
+        }
+        self.now = Instant::now();
+    }
+}
+
+// === impl Saved ===
+
+impl Saved {
+    fn restore(self, lease: &mut Lease) -> Outgoing {
+        let Saved { method, uri, upload } = self;
+        let saved = lease.connection().map(|connection| std::mem::take(&mut connection.saved));
+        let mut headers = HeaderMap::new();
+        for (name, value) in saved.unwrap_or_default() {
+            headers.append(name, value);
+        }
+        Outgoing { method, uri, headers, upload }
     }
 }
 
@@ -156,8 +285,8 @@ pub(super) async fn ask(
     answer_within: Duration,
     bytes_max: usize,
 ) -> Result<(response::Parts, Option<Bytes>), ProxyError> {
-    let Answered { response, line } =
-        forward(client, upstream, outgoing, None, record, answer_within).await?;
+    let terms = Terms { hash: None, pinned: None, retries: None, answer_within, until: None };
+    let Answered { response, line } = forward(client, upstream, outgoing, &terms, record).await?;
     let Line { mut lease, picked: _picked } = line;
     let (head, mut incoming) = response.into_parts();
     let mut body = BytesMut::new();
@@ -213,13 +342,16 @@ async fn open(
     Ok(lease)
 }
 
-async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing) -> Attempt {
-    let Some(connection) = lease.connection() else { return Attempt::Failed(ProxyError::ConnectFailed) };
+/// Sends on a connection. `replays`: what fails may be sent again elsewhere.
+async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing, replays: bool) -> Attempt {
+    let Some(connection) = lease.connection() else {
+        return Attempt::Failed(ProxyError::ConnectFailed, None);
+    };
     let Outgoing { method, uri, headers, upload } = outgoing;
     // Cheaper than a copy of the map, and seldom read.
-    let saved = (connection.reused && method.is_idempotent()).then(|| {
+    let saved = ((connection.reused || replays) && method.is_idempotent()).then(|| {
         connection.saved.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        (method.clone(), uri.clone())
+        Saved { method: method.clone(), uri: uri.clone(), upload: upload.clone() }
     });
     let body = upload.as_ref().map_or_else(RequestBody::empty, |upload| upload.body(&connection.task));
     let mut request = Request::new(body);
@@ -236,16 +368,21 @@ async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing) -> Attempt
         Poll::Pending => Poll::Pending,
     })
     .await;
+    // Whatever is gone of a body cannot be sent again.
+    let saved = saved.filter(|_| upload.as_ref().is_none_or(|upload| upload.is_untouched()));
     let mut error = match outcome {
-        Some(Ok(response)) => return Attempt::Answered(response),
+        Some(Ok(response)) => return Attempt::Answered(response, saved.filter(|_| replays)),
         Some(Err(error)) => error,
         None if upload.as_ref().is_some_and(|upload| upload.waits_for_client()) => {
-            return Attempt::Failed(ProxyError::RequestTimeout);
+            return Attempt::Failed(ProxyError::RequestTimeout, None);
         }
-        None => return Attempt::Failed(ProxyError::UpstreamTimeout),
+        None => {
+            let again = saved.filter(|_| replays).map(|saved| saved.restore(lease));
+            return Attempt::Failed(ProxyError::UpstreamTimeout, again);
+        }
     };
     if let Some(failure) = upload.as_ref().and_then(|upload| upload.failure()) {
-        return Attempt::Failed(failure);
+        return Attempt::Failed(failure, None);
     }
     if let Some(request) = error.take_message() {
         let (parts, _) = request.into_parts();
@@ -256,21 +393,13 @@ async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing) -> Attempt
             upload,
         });
     }
-    if !connection.has_received()
-        && upload.as_ref().is_none_or(|upload| upload.is_untouched())
-        && let Some((method, uri)) = saved
-    {
-        let mut headers = HeaderMap::with_capacity(connection.saved.len());
-        for (name, value) in connection.saved.drain(..) {
-            headers.append(name, value);
-        }
-        return Attempt::Unsent(Outgoing { method, uri, headers, upload });
+    let is_stale = connection.reused && !connection.has_received();
+    let is_malformed = error.error().is_parse();
+    let reason = if is_malformed { ProxyError::UpstreamMalformed } else { ProxyError::UpstreamReset };
+    match saved.map(|saved| saved.restore(lease)) {
+        Some(again) if is_stale => Attempt::Unsent(again),
+        again => Attempt::Failed(reason, again.filter(|_| replays)),
     }
-    Attempt::Failed(if error.error().is_parse() {
-        ProxyError::UpstreamMalformed
-    } else {
-        ProxyError::UpstreamReset
-    })
 }
 
 // === impl AnswerBody ===

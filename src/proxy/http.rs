@@ -37,7 +37,7 @@ use super::{
     balance::hash_key,
     error::{Blame, ProxyError},
     fixed::Repeatable,
-    forward::{AnswerBody, Answered, Line, Outgoing, forward},
+    forward::{AnswerBody, Answered, Line, Outgoing, Terms, forward},
     framing::Framing,
     headers::{self, Peer, RequestId},
     listener::{ListenerState, Permit},
@@ -46,6 +46,7 @@ use super::{
     proxy_protocol::Addresses,
     record::{self, Record},
     route_match::{Asked, Found},
+    sticky,
     stream::ClientStream,
     table::RoutingTable,
     upgrade::{self, Opened, Tunnel},
@@ -434,6 +435,10 @@ async fn answer(client: Rc<Client>, request: Request<Incoming>) -> Result<Respon
 }
 
 /// What a request came to.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "the large one is the usual one, and a box would cost each request"
+)]
 enum Answer {
     Endpoint(FromEndpoint),
     /// The route's own, or a policy's.
@@ -532,7 +537,9 @@ async fn exchange(
     let branch = match &route.action {
         Action::Send(branch) => branch,
         Action::Split(split) => {
-            let branch = &split.branches[split.turns.take()];
+            let upstreams = split.branches.iter().map(|branch| &*view.upstreams[branch.upstream].plan);
+            let stuck = sticky::owner(upstreams, &parts.headers);
+            let branch = &split.branches[stuck.unwrap_or_else(|| split.turns.take())];
             record.figures = Rc::clone(&view.figures[branch.counted]);
             branch
         }
@@ -543,16 +550,23 @@ async fn exchange(
     let upstream = &view.upstreams[branch.upstream];
     let service = &*upstream.plan.service;
     let timeouts = &service.timeouts;
-    let hash = match &service.balance {
-        Balance::ConsistentHash(on) => {
-            let address = record.client_address(&parts.headers, &routing.trusted_proxies);
-            hash_key(on, &parts.headers, uri.path(), address)
-        }
-        _ => None,
-    };
-    let answer_within = route.timeout.unwrap_or(timeouts.request);
+    let mut answer_within = route.timeout.unwrap_or(timeouts.request);
+    if route.retries.as_ref().is_some_and(|retries| retries.on.timeout) {
+        // There must be time left for another attempt.
+        answer_within = answer_within.min(timeouts.request);
+    }
     let upload =
         (!body.is_end_stream()).then(|| Upload::new(body, record, bytes_max, timeouts.idle, answer_within));
+    let hash = match &service.balance {
+        Balance::ConsistentHash(on) => hash_key(on, &parts.headers, uri.path(), || {
+            record.client_address(&parts.headers, &routing.trusted_proxies)
+        }),
+        _ => None,
+    };
+    let pinned = service.sticky.as_ref().and_then(|sticky| sticky::pin_of(sticky, &parts.headers));
+    let until = route.timeout.map(|timeout| record.started + timeout);
+    let retries = route.retries.as_ref();
+    let terms = Terms { hash, pinned, retries, answer_within, until };
     let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
     // A copy of an upgrade would be a stream that nobody speaks on.
     if let Some(mirror) = &route.mirror
@@ -561,8 +575,13 @@ async fn exchange(
     {
         mirror::begin(client, &view.upstreams[mirror.upstream], &outgoing);
     }
-    let Answered { response, line } =
-        forward(client, upstream, outgoing, hash, record, answer_within).await?;
+    let Answered { mut response, line } = forward(client, upstream, outgoing, &terms, record).await?;
+    if let Some(sticky) = &service.sticky {
+        let pin = line.picked.pin();
+        if pinned != Some(pin) {
+            sticky::set(sticky, pin, response.headers_mut());
+        }
+    }
     client.alarm.set_ceiling(None);
     let early = upload.is_some_and(|upload| !upload.has_ended());
     let rest = if response.status() == StatusCode::SWITCHING_PROTOCOLS {

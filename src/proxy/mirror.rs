@@ -119,7 +119,8 @@ impl Copy {
     }
 
     async fn exchange(&self, body: Bytes) -> Result<(), ProxyError> {
-        let picked = self.upstream.choose(&Wish { hash: None, tried: &[], now: Instant::now() })?;
+        let picked =
+            self.upstream.choose(&Wish { hash: None, pinned: None, tried: &[], now: Instant::now() })?;
         let bounds = &self.upstream.plan.service.pool;
         // An idle connection may turn out to be closed; what is not idempotent is not sent twice.
         if let Some(lease) = picked.pool().idle_lease(bounds) {

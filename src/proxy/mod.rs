@@ -28,31 +28,38 @@
 
 mod action;
 mod alarm;
+mod backends;
 mod balance;
+mod breaker;
 mod client_address;
 mod client_hello;
 mod connection;
 mod connection_rate;
 mod cookie;
+mod endpoint;
 mod error;
 mod figures;
 mod fixed;
 mod forward;
 mod framing;
 mod headers;
+mod health;
 mod http;
 mod keeper;
 mod limiter;
 mod listener;
 mod mirror;
+mod outlier;
 mod path;
 mod policy;
 mod pool;
 mod proxy_protocol;
 mod record;
 mod relay;
+mod retry;
 mod route_match;
 mod split;
+mod sticky;
 mod stream;
 mod table;
 mod tcp;
@@ -76,6 +83,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::oneshot;
 
 use self::{
+    health::Prober,
     keeper::Keeper,
     listener::NodeListener,
     policy::Passwords,
@@ -83,7 +91,10 @@ use self::{
 };
 use crate::telemetry::{access_log, metrics::Traffic};
 
-pub use self::table::{CompileError, RoutingTable};
+pub use self::{
+    backends::{Backend, Backends},
+    table::{CompileError, RoutingTable},
+};
 
 /// How long a scrape waits for a worker.
 const GATHER_WAIT: Duration = Duration::from_secs(2);
@@ -109,6 +120,7 @@ pub struct Proxy {
     config: ProxyConfig,
     shared: Arc<Shared>,
     workers: Vec<WorkerHandle>,
+    prober: Prober,
     open: Mutex<Vec<OpenListener>>,
     /// One publication at a time; it is held across awaits, `open` is not.
     publishing: tokio::sync::Mutex<()>,
@@ -166,6 +178,7 @@ impl Proxy {
             config,
             shared,
             workers,
+            prober: Prober::start()?,
             open: Mutex::default(),
             publishing: tokio::sync::Mutex::default(),
             next_listener: AtomicUsize::new(0),
@@ -180,14 +193,12 @@ impl Proxy {
         let _one_at_a_time = self.publishing.lock().await;
         if self.is_draining() {
             table.serve(self.open_listeners().iter().map(|listener| (listener.id, &*listener.name)));
-            self.keep_fresh(&table);
-            self.shared.table.store(Arc::new(table));
+            self.put(table);
             return Ok(());
         }
         let mut plan = self.plan(&table)?;
         table.serve(plan.next.iter().map(|listener| (listener.id, &*listener.name)));
-        self.keep_fresh(&table);
-        self.shared.table.store(Arc::new(table));
+        self.put(table);
         for (number, worker) in self.workers.iter().enumerate() {
             let new = plan.new.iter_mut().filter_map(|(listener, sockets)| {
                 let socket = sockets.pop()?;
@@ -207,6 +218,13 @@ impl Proxy {
         *self.open_listeners() = plan.next;
         self.settle().await;
         Ok(())
+    }
+
+    fn put(&self, table: RoutingTable) {
+        self.keep_fresh(&table);
+        let table = Arc::new(table);
+        self.shared.table.store(Arc::clone(&table));
+        self.prober.show(table);
     }
 
     /// Has what the table knows from files and URLs kept fresh, and no longer what other tables did.
@@ -254,7 +272,15 @@ impl Proxy {
             }
         }
         sum.access_log_dropped = self.config.access_log.as_ref().map(access_log::Handle::dropped);
-        sum.families()
+        let mut families = sum.families();
+        families.extend(backends::families(&self.backends()));
+        families
+    }
+
+    /// Every service's endpoints, as this node sees them.
+    #[must_use]
+    pub fn backends(&self) -> Vec<Backends> {
+        self.table().backends(Instant::now())
     }
 
     /// Whether [`Proxy::drain`] has begun.

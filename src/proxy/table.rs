@@ -17,6 +17,7 @@ use tracing::warn;
 use super::{
     action::{Action, CompiledRoute, PreviousTurns, RouteCompiler},
     balance::{Ring, hash_of},
+    endpoint::{EndpointState, ServiceState},
     policy::{Auths, Compiler, Memory},
     route_match::RouteIndex,
 };
@@ -101,13 +102,18 @@ pub(super) struct Upstream {
     pub(super) endpoints: Vec<PlannedEndpoint>,
     /// For `consistent_hash` alone.
     pub(super) ring: Option<Ring>,
+    pub(super) state: Arc<ServiceState>,
+    /// For `sticky` alone: where the endpoints that [`Upstream::pin`] stands for are.
+    pins: HashMap<u64, usize>,
 }
 
 /// An endpoint of an upstream.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(super) struct PlannedEndpoint {
     pub(super) target: Target,
     pub(super) weight: u32,
+    /// Goes on as long as the service has the address.
+    pub(super) state: Arc<EndpointState>,
 }
 
 /// One endpoint's address, read once.
@@ -185,7 +191,8 @@ impl RoutingTable {
             let service = document.services.get(name).unwrap_or(&undeclared);
             let service = Arc::new(service.clone());
             let registered = registered.get(name).map_or(&[][..], Vec::as_slice);
-            let upstream = Upstream::new(&name.as_str().into(), &service, registered)?;
+            let before = previous.upstream(name);
+            let upstream = Upstream::new(&name.as_str().into(), &service, registered, before)?;
             services.insert(Arc::clone(&upstream.name), upstreams.len());
             upstreams.push(previous.carry_over(upstream));
         }
@@ -210,7 +217,7 @@ impl RoutingTable {
         if let Some(place) = self.routing.services.get(service)
             && let Some(upstream) = table.upstreams.get_mut(*place)
         {
-            let changed = Upstream::joined(&upstream.name, &upstream.service, &registered);
+            let changed = Upstream::joined(&upstream.name, &upstream.service, &registered, Some(upstream));
             if !changed.is_same(upstream) {
                 *upstream = Arc::new(changed);
             }
@@ -249,9 +256,12 @@ impl RoutingTable {
         self.routing.trusted_proxies.iter().any(|network| network.contains(peer))
     }
 
+    fn upstream(&self, service: &str) -> Option<&Arc<Upstream>> {
+        self.upstreams.get(*self.routing.services.get(service)?)
+    }
+
     fn carry_over(&self, upstream: Upstream) -> Arc<Upstream> {
-        let place = self.routing.services.get(&upstream.name);
-        match place.and_then(|place| self.upstreams.get(*place)) {
+        match self.upstream(&upstream.name) {
             Some(previous) if previous.is_same(&upstream) => Arc::clone(previous),
             _ => Arc::new(upstream),
         }
@@ -406,16 +416,32 @@ impl Upstream {
         name: &Arc<str>,
         service: &Arc<Service>,
         registered: &[Endpoint],
+        before: Option<&Arc<Upstream>>,
     ) -> Result<Upstream, CompileError> {
         if let Some(bad) = service.endpoints.iter().find(|endpoint| Target::new(endpoint).is_none()) {
             let (service, address) = (name.to_string(), bad.address.clone());
             return Err(CompileError::Endpoint { service, address });
         }
-        Ok(Self::joined(name, service, registered))
+        Ok(Self::joined(name, service, registered, before))
     }
 
     /// A registered address that cannot be read is left out: one bad instance must not take a service down.
-    fn joined(name: &Arc<str>, service: &Arc<Service>, registered: &[Endpoint]) -> Upstream {
+    fn joined(
+        name: &Arc<str>,
+        service: &Arc<Service>,
+        registered: &[Endpoint],
+        before: Option<&Arc<Upstream>>,
+    ) -> Upstream {
+        let state = before.map_or_else(Arc::default, |before| Arc::clone(&before.state));
+        let known: HashMap<&str, &Arc<EndpointState>> = before
+            .map_or(&[][..], |before| &before.endpoints)
+            .iter()
+            .map(|endpoint| (&*endpoint.target.address, &endpoint.state))
+            .collect();
+        let state_of = |address: &str| match known.get(address) {
+            Some(state) => Arc::clone(state),
+            None => Arc::new(EndpointState::new(Arc::clone(&state))),
+        };
         let declared = &service.endpoints;
         let mut endpoints = Vec::with_capacity(declared.len() + registered.len());
         let mut seen = std::collections::HashSet::new();
@@ -424,7 +450,10 @@ impl Upstream {
                 continue;
             }
             match Target::new(endpoint) {
-                Some(target) => endpoints.push(PlannedEndpoint { target, weight: endpoint.weight.max(1) }),
+                Some(target) => {
+                    let (weight, state) = (endpoint.weight.max(1), state_of(&target.address));
+                    endpoints.push(PlannedEndpoint { target, weight, state });
+                }
                 None => {
                     warn!(service = %name, address = %endpoint.address, "instance left out: not host:port");
                 }
@@ -432,12 +461,40 @@ impl Upstream {
         }
         let ring = matches!(service.balance, Balance::ConsistentHash(_))
             .then(|| Ring::new(endpoints.iter().map(|endpoint| (endpoint.target.id, endpoint.weight))));
-        Upstream { name: Arc::clone(name), service: Arc::clone(service), endpoints, ring }
+        let mut upstream = Upstream {
+            name: Arc::clone(name),
+            service: Arc::clone(service),
+            endpoints,
+            ring,
+            state,
+            pins: HashMap::new(),
+        };
+        if service.sticky.is_some() {
+            let pins = upstream.endpoints.iter().enumerate();
+            upstream.pins = pins.map(|(place, endpoint)| (upstream.pin(endpoint.target.id), place)).collect();
+        }
+        upstream
     }
 
     /// Whether nothing that was written or registered differs.
     fn is_same(&self, other: &Upstream) -> bool {
-        (&self.name, &self.service, &self.endpoints) == (&other.name, &other.service, &other.endpoints)
+        let same = |(one, other): (&PlannedEndpoint, &PlannedEndpoint)| {
+            (&one.target, one.weight) == (&other.target, other.weight)
+        };
+        self.name == other.name
+            && self.service == other.service
+            && self.endpoints.len() == other.endpoints.len()
+            && self.endpoints.iter().zip(&other.endpoints).all(same)
+    }
+
+    /// What stands for an endpoint of this service and no other one, outside of this process.
+    pub(super) fn pin(&self, id: u64) -> u64 {
+        hash_of(self.name.as_bytes()) ^ id
+    }
+
+    /// Where the endpoint is that a pin stands for.
+    pub(super) fn place_of(&self, pin: u64) -> Option<usize> {
+        self.pins.get(&pin).copied()
     }
 }
 

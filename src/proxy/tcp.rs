@@ -134,11 +134,12 @@ impl Stream {
         let mut tried: Vec<u64> = Vec::new();
         let mut failure = None;
         while tried.len() < TRIES_MAX {
-            let picked = match upstream.choose(&Wish { hash, tried: &tried, now: Instant::now() }) {
-                Ok(picked) => picked,
-                // What went wrong first says more than that nobody is left.
-                Err(error) => return Err(failure.unwrap_or(error)),
-            };
+            let picked =
+                match upstream.choose(&Wish { hash, pinned: None, tried: &tried, now: Instant::now() }) {
+                    Ok(picked) => picked,
+                    // What went wrong first says more than that nobody is left.
+                    Err(error) => return Err(failure.unwrap_or(error)),
+                };
             if failure.is_some() {
                 self.worker.figures.retry(&plan.name, "connect");
             }

@@ -364,5 +364,6 @@ pub fn route(name: &str, path: PathPattern, methods: &[&str]) -> Route {
         allow_encoded_slash: false,
         policies: Vec::new(),
         timeout: None,
+        retries: None,
     }
 }

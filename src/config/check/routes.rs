@@ -11,7 +11,8 @@ use super::{
     super::{
         address,
         document::{
-            Action, HostPattern, Listener, Match, Mirror, PathPattern, Policy, Route, Service, Wanted,
+            Action, HostPattern, Listener, Match, Mirror, PathPattern, Policy, Retries, Route, Service,
+            Wanted,
         },
         field::{Field, Keys, Section},
         path_regex,
@@ -20,6 +21,7 @@ use super::{
     },
     accept, actions,
     policies::route_policies,
+    retries::{RETRIES, retries},
     timeout,
 };
 
@@ -36,8 +38,9 @@ pub(super) const ROUTE: Keys = Keys {
         "policies",
         "allow_encoded_slash",
         "timeout",
+        "retries",
     ],
-    later: &["retries"],
+    later: &[],
 };
 pub(super) const MATCH: Keys =
     Keys { known: &["host", "path", "path_prefix", "path_regex", "methods", "headers", "query"], later: &[] };
@@ -98,6 +101,7 @@ struct PartialRoute {
     allow_encoded_slash: bool,
     policies: Vec<String>,
     timeout: Option<Duration>,
+    retries: Option<Retries>,
 }
 
 fn whole(route: PartialRoute) -> Option<Route> {
@@ -110,6 +114,7 @@ fn whole(route: PartialRoute) -> Option<Route> {
         allow_encoded_slash: route.allow_encoded_slash,
         policies: route.policies,
         timeout: route.timeout,
+        retries: route.retries,
     })
 }
 
@@ -143,6 +148,7 @@ fn route(
         allow_encoded_slash,
         policies: section.get("policies").map(|field| route_policies(field, policies)).unwrap_or_default(),
         timeout: section.get("timeout").and_then(timeout),
+        retries: section.section("retries", RETRIES).map(|section| retries(&section)),
     }
 }
 

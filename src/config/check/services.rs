@@ -1,24 +1,58 @@
 //! `services`: what requests are sent to.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    ops::RangeInclusive,
+    time::Duration,
+};
 
 use super::{
     super::{
         address,
-        document::{Balance, Endpoint, HashOn, Pool, ProxyProtocol, Service, Timeouts},
+        document::{
+            Balance, CircuitBreaker, Endpoint, HashOn, HealthCheck, Outlier, Pool, Probe, ProxyProtocol,
+            Service, Sticky, Timeouts,
+        },
         field::{Field, Keys, Section},
         problem::shown,
+        yaml,
     },
-    accept, count, timeout,
+    TIMEOUT_MAX, accept, count, scalar, timeout,
 };
 
 pub(super) const SERVICE: Keys = Keys {
-    known: &["balance", "hash_on", "endpoints", "timeouts", "pool", "send_proxy_protocol"],
-    later: &["health_check", "outlier", "circuit_breaker", "protocol", "tls", "slow_start", "sticky"],
+    known: &[
+        "balance",
+        "hash_on",
+        "endpoints",
+        "timeouts",
+        "pool",
+        "health_check",
+        "outlier",
+        "circuit_breaker",
+        "slow_start",
+        "sticky",
+        "protocol",
+        "send_proxy_protocol",
+    ],
+    later: &["tls"],
 };
 pub(super) const ENDPOINT: Keys = Keys { known: &["address", "weight"], later: &[] };
 pub(super) const TIMEOUTS: Keys = Keys { known: &["connect", "request", "idle"], later: &[] };
 pub(super) const POOL: Keys = Keys { known: &["max_idle", "idle_timeout", "max_connections"], later: &[] };
+pub(super) const HEALTH_CHECK: Keys = Keys {
+    known: &["type", "path", "expect", "interval", "timeout", "unhealthy_after", "healthy_after"],
+    later: &[],
+};
+pub(super) const OUTLIER: Keys =
+    Keys { known: &["consecutive_errors", "eject_for", "max_ejected_percent"], later: &[] };
+pub(super) const CIRCUIT_BREAKER: Keys =
+    Keys { known: &["failures", "window", "successes", "open_for"], later: &[] };
+pub(super) const STICKY: Keys = Keys { known: &["cookie", "ttl"], later: &[] };
+/// Browsers keep no cookie for longer than 400 days (RFC 6265bis, section 5.5).
+const TTL_MAX: Duration = Duration::from_secs(400 * 24 * 3600);
+/// A probe sooner would be a load of its own.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
 const BALANCE: &[&str] =
     &["round_robin", "weighted_round_robin", "least_connections", "peak_ewma", "random", "consistent_hash"];
 
@@ -34,6 +68,7 @@ fn service(field: &Field<'_>) -> Service {
         return Service::default();
     };
     let send_proxy_protocol = section.get("send_proxy_protocol").and_then(proxy_protocol);
+    protocol(&section);
     Service {
         balance: balance(&section),
         endpoints: section.get("endpoints").map(endpoints).unwrap_or_default(),
@@ -44,8 +79,129 @@ fn service(field: &Field<'_>) -> Service {
         } else {
             pool(&section)
         },
+        health_check: section.section("health_check", HEALTH_CHECK).map(|section| health_check(&section)),
+        outlier: section.section("outlier", OUTLIER).map(|section| outlier(&section)),
+        circuit_breaker: section.section("circuit_breaker", CIRCUIT_BREAKER).map(|section| breaker(&section)),
+        slow_start: section.get("slow_start").and_then(timeout),
         send_proxy_protocol,
+        sticky: section.section("sticky", STICKY).and_then(|section| sticky(&section)),
     }
+}
+
+/// A word of the interface that this build does not know yet.
+fn not_yet(field: &Field<'_>, word: &str, instead: &str) {
+    let suggestion = Some(format!("use {instead}"));
+    field.problem(format!("`{word}` is not supported by this build yet"), suggestion);
+}
+
+/// There is one so far, so it is judged and not kept.
+fn protocol(section: &Section<'_>) {
+    if let Some(field) = section.get("protocol")
+        && let Some(word @ ("h2c" | "h2")) = field.choice(&["http1", "h2c", "h2"])
+    {
+        not_yet(field, word, "http1");
+    }
+}
+
+fn health_check(section: &Section<'_>) -> HealthCheck {
+    let default = HealthCheck::default();
+    let word = section.get("type").and_then(|field| {
+        let word = field.choice(&["http", "tcp", "grpc"])?;
+        if word == "grpc" {
+            not_yet(field, word, "http or tcp");
+        }
+        Some(word)
+    });
+    let probe = if word == Some("tcp") {
+        for field in ["path", "expect"].into_iter().filter_map(|key| section.get(key)) {
+            field.problem(
+                "a check of `type: tcp` opens a connection and asks nothing",
+                Some("remove it".into()),
+            );
+        }
+        Probe::Tcp
+    } else {
+        let path = section.get("path").and_then(probe_path).unwrap_or_else(|| "/".to_owned());
+        Probe::Http { path, expect: section.get("expect").map_or_else(|| vec![200..=299], codes) }
+    };
+    let interval = section.get("interval").and_then(|field| field.duration(INTERVAL_MIN, TIMEOUT_MAX));
+    let count = |key, default: u32| small(section, key, 1, 1_000, default);
+    HealthCheck {
+        probe,
+        interval: interval.unwrap_or(default.interval),
+        timeout: section.get("timeout").and_then(timeout).unwrap_or(default.timeout),
+        unhealthy_after: count("unhealthy_after", default.unhealthy_after),
+        healthy_after: count("healthy_after", default.healthy_after),
+    }
+}
+
+/// Sent as it is.
+fn probe_path(field: &Field<'_>) -> Option<String> {
+    let text = field.text_as("a path such as /healthz")?;
+    let good = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && b != b'#');
+    if !good {
+        let suggestion = if text.starts_with('/') { None } else { Some(format!("write /{}", shown(text))) };
+        field.problem(format!("`{}` is not a path", shown(text)), suggestion);
+        return None;
+    }
+    Some(text.to_owned())
+}
+
+/// `[200, 300-399]`
+fn codes(field: &Field<'_>) -> Vec<RangeInclusive<u16>> {
+    let items = field.list("status codes").unwrap_or_default();
+    if items.is_empty() && matches!(field.node.value, yaml::Value::List(_)) {
+        field.problem("the list is empty, so no answer would be good", Some("write [200-299]".into()));
+    }
+    let mut codes = Vec::with_capacity(items.len());
+    for item in items {
+        let text = scalar(&item).unwrap_or_default();
+        let (from, to) = text.split_once('-').unwrap_or((text, text));
+        let code = |text: &str| text.trim().parse::<u16>().ok().filter(|code| (100..=599).contains(code));
+        match (code(from), code(to)) {
+            (Some(from), Some(to)) if from <= to => codes.push(from..=to),
+            _ => item.problem(
+                format!("`{}` is not a status code or a range of them", shown(text)),
+                Some("write 200 or 200-299, from 100 to 599".into()),
+            ),
+        }
+    }
+    codes
+}
+
+fn outlier(section: &Section<'_>) -> Outlier {
+    let default = Outlier::default();
+    Outlier {
+        consecutive_errors: small(section, "consecutive_errors", 1, 1_000_000, default.consecutive_errors),
+        eject_for: section.get("eject_for").and_then(timeout).unwrap_or(default.eject_for),
+        max_ejected_percent: small(section, "max_ejected_percent", 0, 100, default.max_ejected_percent),
+    }
+}
+
+fn breaker(section: &Section<'_>) -> CircuitBreaker {
+    let default = CircuitBreaker::default();
+    let time = |key, default| section.get(key).and_then(timeout).unwrap_or(default);
+    CircuitBreaker {
+        failures: small(section, "failures", 1, 1_000_000, default.failures),
+        window: time("window", default.window),
+        successes: small(section, "successes", 1, 1_000_000, default.successes),
+        open_for: time("open_for", default.open_for),
+    }
+}
+
+fn sticky(section: &Section<'_>) -> Option<Sticky> {
+    let Some(field) = section.get("cookie") else {
+        section.field.problem("`cookie` is missing", Some("add cookie: gogate_sid".into()));
+        return None;
+    };
+    let cookie = cookie_name(field, field.text_as("the name of a cookie")?)?;
+    let ttl = section.get("ttl").and_then(|field| field.duration(Duration::from_secs(1), TTL_MAX));
+    Some(Sticky { cookie, ttl })
+}
+
+fn small(section: &Section<'_>, key: &str, from: u64, to: u64, default: u32) -> u32 {
+    let number = section.get(key).and_then(|field| field.integer(from, to));
+    number.and_then(|number| u32::try_from(number).ok()).unwrap_or(default)
 }
 
 fn proxy_protocol(field: &Field<'_>) -> Option<ProxyProtocol> {

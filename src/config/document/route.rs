@@ -23,6 +23,58 @@ pub struct Route {
     pub policies: Vec<String>,
     /// Bounds the whole of a request up to the answer's head; overrides the service's `timeouts.request`.
     pub timeout: Option<Duration>,
+    /// When a request is sent again; none: only where it never left.
+    pub retries: Option<Retries>,
+}
+
+/// When a request is sent again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retries {
+    /// After the first time. Default 1.
+    pub attempts: u32,
+    /// After what.
+    pub on: RetryOn,
+    /// The longest first pause. Default 25 ms.
+    pub backoff: Duration,
+    /// Of the service's requests. Default 20.
+    pub budget_percent: u32,
+}
+
+/// After what a request is sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RetryOn {
+    /// No connection.
+    pub connect: bool,
+    /// The connection ended before the answer, or the answer is not HTTP.
+    pub reset: bool,
+    /// No answer within the service's `timeouts.request`.
+    pub timeout: bool,
+    /// 502
+    pub bad_gateway: bool,
+    /// 503
+    pub service_unavailable: bool,
+    /// 504
+    pub gateway_timeout: bool,
+}
+
+impl RetryOn {
+    /// Whether anything is in it that can happen only once a request was sent.
+    #[must_use]
+    pub fn is_after_sending(self) -> bool {
+        let Self { connect: _, reset, timeout, bad_gateway, service_unavailable, gateway_timeout } = self;
+        reset || timeout || bad_gateway || service_unavailable || gateway_timeout
+    }
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self {
+            attempts: 1,
+            on: RetryOn { connect: true, reset: true, ..RetryOn::default() },
+            backoff: Duration::from_millis(25),
+            budget_percent: 20,
+        }
+    }
 }
 
 /// What a request must look like.

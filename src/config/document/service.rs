@@ -1,6 +1,6 @@
 //! What requests are sent to.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// What requests are sent to.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,6 +15,16 @@ pub struct Service {
     pub pool: Pool,
     /// Whether connections to its endpoints begin with a PROXY header.
     pub send_proxy_protocol: Option<ProxyProtocol>,
+    /// How endpoints are asked whether they are well; none: they are not.
+    pub health_check: Option<HealthCheck>,
+    /// When an endpoint that fails is kept out; none: never.
+    pub outlier: Option<Outlier>,
+    /// When an endpoint is left in peace; none: never.
+    pub circuit_breaker: Option<CircuitBreaker>,
+    /// How long a new or recovered endpoint takes to its full share.
+    pub slow_start: Option<Duration>,
+    /// Keeps a client's requests at one endpoint.
+    pub sticky: Option<Sticky>,
 }
 
 /// A version of the PROXY protocol.
@@ -66,6 +76,68 @@ pub struct Endpoint {
     pub weight: u32,
 }
 
+/// How endpoints are asked whether they are well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked.
+    pub probe: Probe,
+    /// From one probe to the next. Default 5 s.
+    pub interval: Duration,
+    /// How long a probe may take. Default 2 s.
+    pub timeout: Duration,
+    /// Failed probes in a row. Default 3.
+    pub unhealthy_after: u32,
+    /// Good probes in a row. Default 2.
+    pub healthy_after: u32,
+}
+
+/// What a health check asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Probe {
+    /// Whether a connection can be opened.
+    Tcp,
+    /// What GET of a path is answered with.
+    Http {
+        /// With its query. Default `/`.
+        path: String,
+        /// Good status codes. Default 200 to 299.
+        expect: Vec<RangeInclusive<u16>>,
+    },
+}
+
+/// When an endpoint that fails is kept out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outlier {
+    /// Errors in a row. Default 5.
+    pub consecutive_errors: u32,
+    /// The first time; longer when it repeats. Default 30 s.
+    pub eject_for: Duration,
+    /// Of the service's endpoints, at once. Default 50.
+    pub max_ejected_percent: u32,
+}
+
+/// When an endpoint is left in peace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CircuitBreaker {
+    /// Failures within `window`. Default 5.
+    pub failures: u32,
+    /// Default 10 s.
+    pub window: Duration,
+    /// Good requests, one at a time, that close it. Default 1.
+    pub successes: u32,
+    /// How long nothing is sent. Default 30 s.
+    pub open_for: Duration,
+}
+
+/// Keeps a client's requests at one endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sticky {
+    /// The cookie's name.
+    pub cookie: String,
+    /// How long the client keeps it; none: until it is closed.
+    pub ttl: Option<Duration>,
+}
+
 /// How long each step of a request may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Timeouts {
@@ -91,6 +163,32 @@ pub struct Pool {
     pub max_connections: usize,
     /// Streams to each endpoint: `max_connections` where that is written. Default: no bound.
     pub max_streams: usize,
+}
+
+// === impl HealthCheck, Outlier, CircuitBreaker ===
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self {
+            probe: Probe::Http { path: "/".to_owned(), expect: vec![200..=299] },
+            interval: Duration::from_secs(5),
+            timeout: Duration::from_secs(2),
+            unhealthy_after: 3,
+            healthy_after: 2,
+        }
+    }
+}
+
+impl Default for Outlier {
+    fn default() -> Self {
+        Self { consecutive_errors: 5, eject_for: Duration::from_secs(30), max_ejected_percent: 50 }
+    }
+}
+
+impl Default for CircuitBreaker {
+    fn default() -> Self {
+        Self { failures: 5, window: Duration::from_secs(10), successes: 1, open_for: Duration::from_secs(30) }
+    }
 }
 
 // === impl Timeouts, Pool ===

@@ -8,8 +8,9 @@ use super::{
     auth::{API_KEY, API_KEY_ITEM, BASIC_AUTH, FORWARD_AUTH, JWT},
     listeners::{CONNECTION_RATE, LISTENER},
     policies::{BUDGET, COMPRESS, CORS, HEADER_EDIT, POLICY, RATE_LIMIT, REPLACE_PATH, REQUEST_ID},
+    retries::RETRIES,
     routes::{MATCH, ROUTE},
-    services::{ENDPOINT, POOL, SERVICE, TIMEOUTS},
+    services::{CIRCUIT_BREAKER, ENDPOINT, HEALTH_CHECK, OUTLIER, POOL, SERVICE, STICKY, TIMEOUTS},
     *,
 };
 
@@ -153,6 +154,11 @@ fn every_key_is_in_the_documentation() {
         COMPRESS,
         BUDGET,
         LIMITS,
+        RETRIES,
+        HEALTH_CHECK,
+        OUTLIER,
+        CIRCUIT_BREAKER,
+        STICKY,
     ];
     let mentions = |key: &str| {
         page.match_indices(key).any(|(at, _)| {
@@ -201,18 +207,13 @@ fn unknown_keys_name_the_nearest_and_later_ones_say_so() {
         "f:1: services.a.time-outs: unknown key `time-outs` (did you mean `timeouts`?)",
     );
     check(
-        "services:\n  a:\n    health_check: { path: / }\n    sticky: { }\ncertificates: { shop: {} }\npolicies:\n",
-        "f:3: services.a.health_check: `health_check` is not supported by this build yet (remove it)
-         f:4: services.a.sticky: `sticky` is not supported by this build yet (remove it)
-         f:5: certificates: `certificates` is not supported by this build yet (remove it)",
+        "services:\n  a:\n    tls: { verify: true }\ncertificates: { shop: {} }\npolicies:\n",
+        "f:3: services.a.tls: `tls` is not supported by this build yet (remove it)
+         f:4: certificates: `certificates` is not supported by this build yet (remove it)",
     );
     check(
         "listeners: { a: { address: '127.0.0.1:1', tls: { x: y } } }",
         "f:1: listeners.a.tls: `tls` is not supported by this build yet (remove it)",
-    );
-    check_route(
-        "- { name: r, service: api, retries: { attempts: 2 } }",
-        "f:4: routes[0].retries: `retries` is not supported by this build yet (remove it)",
     );
 }
 
@@ -221,7 +222,7 @@ fn wrong_types_say_what_was_expected_and_found() {
     check("services: []", "f:1: services: expected a mapping from names, found a list");
     check(
         "services: { a: 5, b: { pool: true } }",
-        "f:1: services.a: expected a mapping with the keys `balance`, `hash_on`, `endpoints`, `timeouts`, `pool` and `send_proxy_protocol`, found the number 5
+        "f:1: services.a: expected a mapping with the keys `balance`, `hash_on`, `endpoints`, `timeouts`, `pool`, `health_check`, `outlier`, `circuit_breaker`, `slow_start`, `sticky`, `protocol` and `send_proxy_protocol`, found the number 5
          f:1: services.b.pool: expected a mapping with the keys `max_idle`, `idle_timeout` and `max_connections`, found `true`",
     );
     check("routes: { a: b }", "f:1: routes: expected a list of routes, found a mapping");
@@ -385,7 +386,7 @@ fn routes_are_named_once_and_name_what_is_declared() {
          f:6: routes[2].name: another route has this name, on line 5 (give each route a name of its own)
          f:6: routes[2].listeners: the list is empty, so the route could not be reached (leave `listeners` out for every HTTP listener, or name one)
          f:7: routes[3].service: there is no service `payments` (declare it under `services`: `payments: {}` is enough, instances registered under that name join it)
-         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service`, `split`, `redirect`, `respond`, `mirror`, `policies`, `allow_encoded_slash` and `timeout`, found the number 7",
+         f:8: routes[4]: expected a mapping with the keys `name`, `listeners`, `match`, `service`, `split`, `redirect`, `respond`, `mirror`, `policies`, `allow_encoded_slash`, `timeout` and `retries`, found the number 7",
     );
     check(
         "listeners: {}\nservices: { a: {} }\nroutes: [{ name: r, service: a }, { name: s }]",

@@ -14,11 +14,14 @@ use prometheus::{
 
 use super::{
     Context,
-    answer::{Answer, Query, text},
+    answer::{Answer, Query, json, text},
     error::ApiError,
     within,
 };
-use crate::telemetry::metrics;
+use crate::{
+    proxy::{Backend, Backends},
+    telemetry::metrics,
+};
 
 /// How long the probe waits for a quorum before it says that there is none.
 const QUORUM_TIMEOUT: Duration = Duration::from_millis(500);
@@ -193,6 +196,28 @@ fn histogram(name: &str, help: &str, totals: &DurationTotals) -> MetricFamily {
     family
 }
 
+/// `GET /backends`
+pub(super) fn backends(context: &Context) -> Answer {
+    let endpoint = |backend: &Backend| {
+        serde_json::json!({
+            "address": &*backend.address,
+            "weight": backend.weight,
+            "available": backend.available,
+            "health": backend.health,
+            "ejected_for_ms": backend.ejected_for.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            "circuit_breaker": backend.breaker,
+        })
+    };
+    let service = |service: &Backends| {
+        serde_json::json!({
+            "name": &*service.service,
+            "endpoints": service.endpoints.iter().map(endpoint).collect::<Vec<_>>(),
+        })
+    };
+    let services: Vec<_> = context.proxy.backends().iter().map(service).collect();
+    json(StatusCode::OK, &serde_json::json!({ "node": context.node, "services": services }))
+}
+
 /// `GET /`
 pub(super) fn index(context: &Context) -> String {
     format!(
@@ -206,7 +231,7 @@ pub(super) fn index(context: &Context) -> String {
          GET  /v1/config/versions            its history\n\
          GET  /v1/config/status?wait=N       what each node runs\n\
          POST /v1/config/rollback            {{version}}\n\
-         GET  /livez /readyz?verbose /metrics\n",
+         GET  /livez /readyz?verbose /backends /metrics\n",
         context.build, context.node
     )
 }

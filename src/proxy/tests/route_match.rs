@@ -66,6 +66,7 @@ fn route(written: &Written) -> Route {
         policies: Vec::new(),
         allow_encoded_slash: false,
         timeout: None,
+        retries: None,
     }
 }
 
