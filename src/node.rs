@@ -5,6 +5,7 @@
 //! | proxy workers (threads of their own) | client connections, the routing table | upstream requests | after the drain, or with the process |
 //! | keeper (a thread of its own, once a policy needs it) | files and URLs of keys and users | what policies know | with the proxy |
 //! | passwords (threads of their own, once a password comes) | passwords and hashes | whether they fit | with the proxy |
+//! | health (a thread of its own) | the routing table | what each endpoint's health check says | with the proxy |
 //! | access log (a thread of its own) | the workers' lines | a file or stdout | after the drain, when all lines are written; given 2 s |
 //! | reopen | SIGHUP | the access log's file, opened again | aborted after the drain |
 //! | cluster (its own tasks) | peers, proposals | the replicated state, its changes | `Cluster::shutdown`; by itself only when its core stops, and then the process ends |

@@ -54,6 +54,28 @@ fn a_silent_instance_expires_and_one_that_beats_does_not() {
 }
 
 #[test]
+fn backends_are_every_service_s_endpoints_as_the_node_sees_them() {
+    let cluster = TestCluster::start(1);
+    let admin = cluster.admin(0);
+    let document = r#"{"listeners":{"web":{"address":"127.0.0.1:0"}},
+        "services":{"api":{"circuit_breaker":{},"endpoints":[{"address":"10.0.0.1:9000","weight":3}]}}}"#;
+    assert_eq!(json(admin, "PUT", "/v1/config", document).0, 200);
+    let (status, seen) = json(admin, "GET", "/backends", "");
+    assert_eq!(status, 200);
+    let api = seen["services"].as_array().unwrap().iter().find(|service| service["name"] == "api").unwrap();
+    let expected = serde_json::json!({
+        "address": "10.0.0.1:9000",
+        "weight": 3,
+        "available": true,
+        "health": "unknown",
+        "ejected_for_ms": null,
+        "circuit_breaker": "closed",
+    });
+    assert_eq!(api["endpoints"], serde_json::json!([expected]));
+    assert_eq!(json(admin, "POST", "/backends", "").0, 405);
+}
+
+#[test]
 fn a_call_that_is_wrong_is_refused_and_says_why() {
     let cluster = TestCluster::start(1);
     let admin = cluster.admin(0);

@@ -237,6 +237,34 @@ fn requests_go_to_endpoints_whose_breakers_are_closed() {
     assert_eq!(count.load(Ordering::SeqCst), 2);
 }
 
+#[test]
+fn a_stream_goes_to_an_endpoint_whose_breaker_is_closed() {
+    let good = Upstream::start(|mut peer| {
+        peer.send("hello");
+        peer.is_closed();
+    });
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let gateway = one_worker(&yaml(&format!(
+        "listeners: {{ web: {{ address: '127.0.0.1:0', protocol: tcp, service: s }} }}
+services: {{ s: {{ circuit_breaker: {{ failures: 2, open_for: 1h }}, endpoints: [{{ address: '{nobody}' }}, {{ address: '{}' }}] }} }}",
+        good.address
+    )));
+    for _ in 0..8 {
+        let mut greeting = [0; 5];
+        std::io::Read::read_exact(&mut gateway.client().0, &mut greeting).unwrap();
+        assert_eq!(&greeting, b"hello");
+    }
+    let metrics = gateway.metrics();
+    assert!(
+        metrics.contains("gogate_retries_total{reason=\"connect\",service=\"s\"} 2")
+            || metrics.contains("gogate_retries_total{service=\"s\",reason=\"connect\"} 2"),
+        "{metrics}"
+    );
+    assert!(
+        metrics.contains(&format!("gogate_circuit_breaker_state{{service=\"s\",endpoint=\"{nobody}\"}} 2"))
+    );
+}
+
 // === retries ===
 
 #[test]
@@ -402,6 +430,33 @@ fn a_cookie_keeps_a_client_at_its_endpoint_until_it_is_gone() {
     // It comes back under the same name.
     gateway.publish(&document(keys, "", &endpoints));
     assert_eq!(send(cookie).text(), first.text());
+}
+
+#[test]
+fn a_client_of_a_split_stays_with_the_service_whose_cookie_it_has() {
+    let [old, new] = ["old", "new"].map(named);
+    let gateway = one_worker(&yaml(&format!(
+        "listeners: {{ web: {{ address: '127.0.0.1:0' }} }}
+services:
+  old: {{ sticky: {{ cookie: sid }}, endpoints: [{{ address: '{}' }}] }}
+  new: {{ sticky: {{ cookie: sid }}, endpoints: [{{ address: '{}' }}] }}
+routes: [{{ name: all, split: [{{ service: old, weight: 1 }}, {{ service: new, weight: 1 }}] }}]",
+        old.address, new.address
+    )));
+    let mut cookies = std::collections::BTreeMap::new();
+    let mut client = gateway.client();
+    while cookies.len() < 2 {
+        let answer = client.get("/");
+        let cookie = answer.field("set-cookie").unwrap().split_once(';').unwrap().0.to_owned();
+        cookies.insert(answer.text(), cookie);
+    }
+    for (service, cookie) in &cookies {
+        for _ in 0..5 {
+            client.send(&format!("GET / HTTP/1.1\r\nHost: a\r\nCookie: {cookie}\r\n\r\n"));
+            let answer = client.answer();
+            assert_eq!((&answer.text(), answer.field("set-cookie")), (service, None));
+        }
+    }
 }
 
 // === slow start ===
