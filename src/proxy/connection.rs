@@ -7,7 +7,6 @@
 //! it stays set. Neighbours: `pool` keeps it between requests, `forward` sends on it.
 
 use std::{
-    cell::Cell,
     io,
     pin::Pin,
     rc::Rc,
@@ -20,7 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Method};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::{
@@ -29,7 +28,8 @@ use tokio::{
 };
 
 use super::{
-    stream::{EndpointStream, Task},
+    framing::answer::Due,
+    stream::{EndpointExchange, EndpointStream, Task},
     upload::RequestBody,
 };
 
@@ -46,8 +46,7 @@ pub(super) struct Connection {
     pub(super) task: Rc<Task>,
     flag: Arc<Flag>,
     flag_waker: Waker,
-    /// Whether the endpoint sent anything since [`Connection::begin`].
-    received: Rc<Cell<bool>>,
+    exchange: Rc<EndpointExchange>,
     /// The fields of the request under way if it may be sent again; kept for its memory.
     pub(super) saved: Vec<(HeaderName, HeaderValue)>,
     pub(super) reused: bool,
@@ -78,8 +77,8 @@ impl Connection {
             tcp.write_all(header).await?;
         }
         let task = Rc::new(Task::nobody());
-        let received = Rc::new(Cell::new(false));
-        let stream = EndpointStream::new(tcp, Rc::clone(&task), Rc::clone(&received));
+        let exchange = Rc::new(EndpointExchange::none());
+        let stream = EndpointStream::new(tcp, Rc::clone(&task), Rc::clone(&exchange));
         let (sender, hyper) =
             http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
         let flag = Arc::new(Flag::default());
@@ -90,7 +89,7 @@ impl Connection {
             task,
             flag_waker: Arc::clone(&flag).into(),
             flag,
-            received,
+            exchange,
             saved: Vec::new(),
             reused: false,
             idle_since: Instant::now(),
@@ -100,17 +99,23 @@ impl Connection {
     /// Whether it is open and takes a request.
     pub(super) fn is_usable(&mut self) -> bool {
         self.poll_hyper();
-        self.hyper.is_some() && self.sender.is_ready()
+        self.hyper.is_some() && self.sender.is_ready() && self.exchange.broken.get().is_none()
     }
 
     /// Before a request is sent.
-    pub(super) fn begin(&mut self) {
-        self.received.set(false);
+    pub(super) fn begin(&mut self, method: &Method) {
+        self.exchange.received.set(false);
+        self.exchange.due.set(if *method == Method::HEAD { Due::AnswerToHead } else { Due::Answer });
+    }
+
+    /// Why what the endpoint sent is no answer.
+    pub(super) fn broken(&self) -> Option<&'static str> {
+        self.exchange.broken.get()
     }
 
     /// Whether the endpoint has sent anything since [`Connection::begin`].
     pub(super) fn has_received(&self) -> bool {
-        self.received.get()
+        self.exchange.received.get()
     }
 
     /// After a request, before it waits for the next one.

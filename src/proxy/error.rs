@@ -43,6 +43,8 @@ pub(super) enum ProxyError {
     UriTooLong,
     /// The head is longer, or has more fields, than the document allows.
     HeadTooLarge,
+    /// The client expects what gogate does not know.
+    ExpectationFailed,
     /// A transfer coding or method that gogate does not speak.
     NotImplemented(&'static str),
     /// No endpoint took the connection.
@@ -230,6 +232,13 @@ impl ProxyError {
                 "http_request_denied",
                 Client,
                 "the request target is longer than limits.uri_bytes",
+            )),
+            Self::ExpectationFailed => closing(row(
+                417,
+                "expectation_failed",
+                "http_request_error",
+                Client,
+                "the only expectation understood is 100-continue",
             )),
             Self::HeadTooLarge => closing(row(
                 431,

@@ -22,6 +22,7 @@ use hyper::body::Incoming;
 
 use super::{
     error::ProxyError,
+    headers,
     http::Client,
     policy::{Compressor, recovery},
     pool::{Lease, Pool},
@@ -360,7 +361,7 @@ async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing, replays: b
     *request.headers_mut() = headers;
     *request.version_mut() = Version::HTTP_11;
 
-    connection.begin();
+    connection.begin(request.method());
     let mut answer = pin!(connection.sender.try_send_request(request));
     let outcome = poll_fn(|cx| match connection.poll_with(cx, |cx| answer.as_mut().poll(cx)) {
         Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
@@ -394,7 +395,11 @@ async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing, replays: b
         });
     }
     let is_stale = connection.reused && !connection.has_received();
-    let is_malformed = error.error().is_parse();
+    let broken = connection.broken();
+    if let Some(why) = broken {
+        tracing::debug!(why, "the endpoint's answer is refused");
+    }
+    let is_malformed = broken.is_some() || error.error().is_parse();
     let reason = if is_malformed { ProxyError::UpstreamMalformed } else { ProxyError::UpstreamReset };
     match saved.map(|saved| saved.restore(lease)) {
         Some(again) if is_stale => Attempt::Unsent(again),
@@ -522,7 +527,10 @@ impl AnswerBody {
             return if late { this.break_off(cx, std::io::ErrorKind::TimedOut) } else { Poll::Pending };
         };
         match frame {
-            Some(Ok(frame)) => {
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::prepare_trailers(trailers);
+                }
                 if frame.is_trailers() || incoming.is_end_stream() {
                     this.end();
                 } else {

@@ -1,51 +1,39 @@
-//! Where one request ends and the next begins, read strictly and before anything else reads it.
+//! Where one message ends and the next begins, read strictly and before anything else reads it.
 //!
 //! Job: [`Framing`] looks at every byte that a client sends, in order, and refuses what two parsers could read
 //! in two ways (RFC 9112, section 11.2): Content-Length with Transfer-Encoding, two Content-Lengths, obs-fold,
-//! a bare LF, space before the colon, a broken chunk, more than one Host. hyper decides some of these silently,
-//! so it never sees them. It also holds the bounds on a head.
+//! a bare LF, space before the colon, a broken chunk, more than one Host, a target that names another host.
+//! hyper decides some of these silently, so it never sees them. It also holds the bounds on a head. [`answer`]
+//! holds what endpoints send to the same rules; `line`, `body` and `target` are what both are made of.
 //! Invariant: the cost is linear in the bytes, however they are cut into pieces. Neighbours: `stream` feeds it,
-//! `http` answers its refusals.
+//! `http` answers its refusals; docs/security.md has the rules for users.
+
+pub(super) mod answer;
+mod body;
+mod line;
+mod target;
 
 use std::sync::Arc;
 
+use self::{
+    body::{Body, Left},
+    line::{Lines, field, is_token, without_end},
+    target::Authority,
+};
 use super::error::ProxyError;
 use crate::config::document::Limits;
 
 /// The place in a client's stream of bytes.
 #[derive(Debug)]
 pub(super) struct Framing {
-    state: State,
     head: Head,
-    /// A line of a head that has not ended yet.
-    partial: Vec<u8>,
+    lines: Lines,
+    /// Ended, unless one is under way.
+    body: Body,
     requests: u64,
     waits_for_answer: bool,
     limits: Arc<Limits>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Head,
-    /// So many bytes of a body are left.
-    Length(u64),
-    Chunk(Chunk),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Chunk {
-    Size {
-        value: u64,
-        digits: u8,
-    },
-    /// Ignored, as RFC 9112, section 7.1.1 asks; holds the size.
-    Extension(u64),
-    SizeLineFeed(u64),
-    Data(u64),
-    DataCarriageReturn,
-    DataLineFeed,
-    /// The lines after the last chunk; they end with an empty one.
-    Trailers,
+    underscored: bool,
 }
 
 /// Why the connection must end.
@@ -56,43 +44,67 @@ pub(super) struct Refusal {
     pub(super) good: Option<usize>,
 }
 
+/// What is wrong with a message, whoever sent it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    Malformed(&'static str),
+    TooLarge,
+}
+
 /// What is known of the head being read.
 #[derive(Debug, Default)]
 struct Head {
     lines: usize,
-    bytes: usize,
+    empty_lines: usize,
     http_11: bool,
-    hosts: usize,
+    /// Of a target in absolute-form.
+    authority: Option<Authority>,
+    has_host: bool,
+    has_authorization: bool,
     content_length: Option<u64>,
     chunked: bool,
     upgrade: bool,
 }
 
-const MALFORMED_LINE: ProxyError = ProxyError::Malformed("a line of the head does not end with CRLF");
-const MALFORMED_CHUNK: ProxyError = ProxyError::Malformed("a chunk of the body is malformed");
+// === impl Wrong ===
+
+impl From<Wrong> for ProxyError {
+    fn from(wrong: Wrong) -> Self {
+        match wrong {
+            Wrong::Malformed(why) => Self::Malformed(why),
+            Wrong::TooLarge => Self::HeadTooLarge,
+        }
+    }
+}
 
 // === impl Framing ===
 
 impl Framing {
     pub(super) fn new(limits: Arc<Limits>) -> Self {
         Self {
-            state: State::Head,
             head: Head::default(),
-            partial: Vec::new(),
+            lines: Lines::default(),
+            body: Body::default(),
             requests: 0,
             waits_for_answer: false,
             limits,
+            underscored: false,
         }
     }
 
     /// Whether the next byte begins a request.
     pub(super) fn at_start(&self) -> bool {
-        self.state == State::Head && self.head.bytes == 0 && self.partial.is_empty()
+        self.lines.bytes == 0 && self.body.has_ended()
     }
 
     /// Whether a head has begun and not ended.
     pub(super) fn in_head(&self) -> bool {
-        self.state == State::Head && !self.at_start()
+        self.lines.bytes > 0
+    }
+
+    /// Whether any field so far had an underscore in its name.
+    pub(super) fn has_seen_underscores(&self) -> bool {
+        self.underscored
     }
 
     /// Requests whose heads have ended.
@@ -116,7 +128,12 @@ impl Framing {
         let mut good = self.at_start().then_some(0);
         let mut rest = bytes;
         while !rest.is_empty() && !self.waits_for_answer {
-            rest = self.take_piece(rest).map_err(|error| Refusal { error, good })?;
+            let taken = if self.body.has_ended() {
+                self.take_head(rest)
+            } else {
+                self.body.take(rest).map_err(ProxyError::from)
+            };
+            rest = taken.map_err(|error| Refusal { error, good })?;
             if self.at_start() {
                 good = Some(bytes.len() - rest.len());
             }
@@ -125,120 +142,48 @@ impl Framing {
     }
 
     /// Takes some of the bytes, one at least; the rest.
-    fn take_piece<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], ProxyError> {
-        match self.state {
-            State::Head => self.take_head(bytes),
-            State::Length(left) => {
-                let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-                self.state = match left - taken as u64 {
-                    0 => State::Head,
-                    left => State::Length(left),
-                };
-                Ok(&bytes[taken..])
-            }
-            State::Chunk(chunk) => self.take_chunk(chunk, bytes),
-        }
-    }
-
     fn take_head<'a>(&mut self, mut bytes: &'a [u8]) -> Result<&'a [u8], ProxyError> {
-        while let Some(end) = memchr::memchr(b'\n', bytes) {
-            let (line, rest) = bytes.split_at(end + 1);
-            bytes = rest;
-            self.count(line.len())?;
-            let ended = if self.partial.is_empty() {
-                self.head.line(line, &self.limits)?
-            } else {
-                self.partial.extend_from_slice(line);
-                let ended = self.head.line(&self.partial, &self.limits);
-                self.partial.clear();
-                ended?
-            };
-            if ended {
-                self.state = self.head.framing()?;
+        while let Some(line) = self.lines.next(&mut bytes, self.limits.header_bytes)? {
+            let line = without_end(line)?;
+            if !line.is_empty() {
+                self.underscored |= self.head.line(line, &self.limits)?;
+            } else if self.head.lines > 0 {
+                self.body.begin(self.head.body()?);
                 self.requests += 1;
-                self.waits_for_answer = self.head.upgrade && self.state == State::Head;
+                self.waits_for_answer = self.head.upgrade && self.body.has_ended();
                 self.head = Head::default();
-                return Ok(bytes);
-            }
-        }
-        self.count(bytes.len())?;
-        self.partial.extend_from_slice(bytes);
-        let too_long = self.head.lines == 0 && self.partial.len() > self.limits.uri_bytes + LINE_BESIDE_URI;
-        if too_long { Err(ProxyError::UriTooLong) } else { Ok(&[]) }
-    }
-
-    fn count(&mut self, bytes: usize) -> Result<(), ProxyError> {
-        self.head.bytes += bytes;
-        if self.head.bytes > self.limits.header_bytes { Err(ProxyError::HeadTooLarge) } else { Ok(()) }
-    }
-
-    fn take_chunk<'a>(&mut self, chunk: Chunk, bytes: &'a [u8]) -> Result<&'a [u8], ProxyError> {
-        let (byte, rest) = (bytes[0], &bytes[1..]);
-        let next = match (chunk, byte) {
-            (Chunk::Size { value, digits }, _) if byte.is_ascii_hexdigit() && digits < 15 => {
-                let digit = (byte as char).to_digit(16).unwrap_or(0);
-                Chunk::Size { value: value << 4 | u64::from(digit), digits: digits + 1 }
-            }
-            (Chunk::Size { value, digits: 1.. }, b'\r') => Chunk::SizeLineFeed(value),
-            (Chunk::Size { value, digits: 1.. }, b';') => Chunk::Extension(value),
-            (Chunk::Extension(size), b'\r') => Chunk::SizeLineFeed(size),
-            (Chunk::Extension(size), b'\t' | b' '..) => {
-                self.count(1)?;
-                Chunk::Extension(size)
-            }
-            (Chunk::SizeLineFeed(0), b'\n') => Chunk::Trailers,
-            (Chunk::SizeLineFeed(size), b'\n') => Chunk::Data(size),
-            (Chunk::Data(left), _) => {
-                let taken = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-                let left = left - taken as u64;
-                self.state =
-                    State::Chunk(if left == 0 { Chunk::DataCarriageReturn } else { Chunk::Data(left) });
-                return Ok(&bytes[taken..]);
-            }
-            (Chunk::DataCarriageReturn, b'\r') => Chunk::DataLineFeed,
-            (Chunk::DataLineFeed, b'\n') => {
-                self.head = Head::default();
-                Chunk::Size { value: 0, digits: 0 }
-            }
-            (Chunk::Trailers, _) => return self.take_trailers(bytes),
-            _ => return Err(MALFORMED_CHUNK),
-        };
-        self.state = State::Chunk(next);
-        Ok(rest)
-    }
-
-    fn take_trailers<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], ProxyError> {
-        let end = memchr::memchr(b'\n', bytes).map_or(bytes.len(), |end| end + 1);
-        let (piece, rest) = bytes.split_at(end);
-        self.count(piece.len())?;
-        self.partial.extend_from_slice(piece);
-        if self.partial.ends_with(b"\n") {
-            let Some(line) = self.partial.strip_suffix(b"\r\n") else { return Err(MALFORMED_LINE) };
-            if line.is_empty() {
-                self.state = State::Head;
-                self.head = Head::default();
+                self.lines.restart();
+                break;
             } else {
-                field(line)?;
+                self.head.empty_line()?;
             }
-            self.partial.clear();
         }
-        Ok(rest)
+        let too_long = self.head.lines == 0
+            && self.lines.unfinished() > self.limits.uri_bytes + METHOD_BYTES_MAX + VERSION_BYTES;
+        if too_long { Err(ProxyError::UriTooLong) } else { Ok(bytes) }
     }
 }
 
 // === impl Head ===
 
-/// What a request line holds beside its target: a method (bounded here), two spaces, the version and CRLF.
-const LINE_BESIDE_URI: usize = 64;
+const METHOD_BYTES_MAX: usize = 32;
+/// Two spaces, the version and CRLF.
+const VERSION_BYTES: usize = 12;
+/// RFC 9112, section 2.2: at least one empty line before a request line is passed over. Old clients send one
+/// after a body.
+const EMPTY_LINES_MAX: usize = 2;
 
 impl Head {
-    /// Takes one line with its line feed; whether it was the last one.
-    fn line(&mut self, line: &[u8], limits: &Limits) -> Result<bool, ProxyError> {
-        let Some(line) = line.strip_suffix(b"\r\n") else { return Err(MALFORMED_LINE) };
-        if line.is_empty() {
-            // RFC 9112, section 2.2: empty lines before a request line are passed over.
-            return Ok(self.lines > 0);
+    fn empty_line(&mut self) -> Result<(), ProxyError> {
+        self.empty_lines += 1;
+        if self.empty_lines > EMPTY_LINES_MAX {
+            return Err(ProxyError::Malformed("too many empty lines come before the request"));
         }
+        Ok(())
+    }
+
+    /// Takes one line without its end; whether it is a field with an underscore in its name.
+    fn line(&mut self, line: &[u8], limits: &Limits) -> Result<bool, ProxyError> {
         self.lines += 1;
         if self.lines == 1 {
             return self.request_line(line, limits).map(|()| false);
@@ -246,20 +191,17 @@ impl Head {
         if self.lines - 1 > limits.headers {
             return Err(ProxyError::HeadTooLarge);
         }
-        let (name, value) = field(line)?;
+        let (name, value, underscored) = field(line)?;
         match name.len() {
-            4 if name.eq_ignore_ascii_case(b"host") => {
-                self.hosts += 1;
-                if self.hosts > 1 {
-                    return Err(ProxyError::Malformed("there is more than one Host"));
-                }
-            }
+            4 if name.eq_ignore_ascii_case(b"host") => self.host(value)?,
+            6 if name.eq_ignore_ascii_case(b"expect") => self.expect(value)?,
+            13 if name.eq_ignore_ascii_case(b"authorization") => self.authorization()?,
             7 if name.eq_ignore_ascii_case(b"upgrade") => self.upgrade = true,
             14 if name.eq_ignore_ascii_case(b"content-length") => self.content_length(value)?,
             17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.transfer_encoding(value)?,
             _ => {}
         }
-        Ok(false)
+        Ok(underscored)
     }
 
     fn request_line(&mut self, line: &[u8], limits: &Limits) -> Result<(), ProxyError> {
@@ -272,17 +214,51 @@ impl Head {
         if target.len() > limits.uri_bytes {
             return Err(ProxyError::UriTooLong);
         }
-        if method.is_empty() || method.len() > 32 || !method.iter().all(|byte| is_token(*byte)) {
+        if method.is_empty() || method.len() > METHOD_BYTES_MAX || !method.iter().all(|byte| is_token(*byte))
+        {
             return Err(ProxyError::Malformed("the method is not a token"));
-        }
-        if target.is_empty() || !target.iter().all(|byte| (0x21..0x7f).contains(byte)) {
-            return Err(ProxyError::Malformed("the request target has a character that must be encoded"));
         }
         self.http_11 = match version {
             b"HTTP/1.1" => true,
             b"HTTP/1.0" => false,
             _ => return Err(ProxyError::Malformed("the version is not HTTP/1.1 or HTTP/1.0")),
         };
+        match method {
+            b"CONNECT" => return Err(ProxyError::NotImplemented("CONNECT is for forward proxies")),
+            // It would show the client the fields that are added on the way.
+            b"TRACE" => return Err(ProxyError::NotImplemented("TRACE is not forwarded")),
+            _ => {}
+        }
+        self.authority = target::target(method, target)?;
+        Ok(())
+    }
+
+    fn host(&mut self, value: &[u8]) -> Result<(), ProxyError> {
+        if std::mem::replace(&mut self.has_host, true) {
+            return Err(ProxyError::Malformed("there is more than one Host"));
+        }
+        if !target::is_host(value) {
+            return Err(ProxyError::Malformed("Host is malformed"));
+        }
+        if self.authority.as_ref().is_some_and(|authority| !authority.is(value)) {
+            return Err(ProxyError::Malformed("Host and the request target name different hosts"));
+        }
+        Ok(())
+    }
+
+    /// RFC 9110, section 10.1.1; HTTP/1.0 does not know it.
+    fn expect(&self, value: &[u8]) -> Result<(), ProxyError> {
+        if self.http_11 && !value.eq_ignore_ascii_case(b"100-continue") {
+            return Err(ProxyError::ExpectationFailed);
+        }
+        Ok(())
+    }
+
+    /// What checks the first and what serves by the last would let another one in.
+    fn authorization(&mut self) -> Result<(), ProxyError> {
+        if std::mem::replace(&mut self.has_authorization, true) {
+            return Err(ProxyError::Malformed("there is more than one Authorization"));
+        }
         Ok(())
     }
 
@@ -290,76 +266,42 @@ impl Head {
         if self.content_length.is_some() {
             return Err(ProxyError::Malformed("there is more than one Content-Length"));
         }
-        // Fifteen digits are more than any body; a longer number would overflow somewhere.
-        let number = (1..=15).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
-        if !number {
-            return Err(ProxyError::Malformed("Content-Length is not a number"));
-        }
-        self.content_length =
-            Some(value.iter().fold(0, |length, digit| length * 10 + u64::from(digit - b'0')));
+        self.content_length = Some(line::content_length(value)?);
         Ok(())
     }
 
+    /// RFC 9112, sections 6.1 and 6.3.
     fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), ProxyError> {
         if self.chunked || !self.http_11 {
             return Err(ProxyError::Malformed("Transfer-Encoding is repeated or not allowed in HTTP/1.0"));
         }
         if !value.eq_ignore_ascii_case(b"chunked") {
-            return Err(ProxyError::NotImplemented("the only transfer coding understood is chunked"));
+            let mut codings = value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).rev();
+            let chunked_last = codings.next().is_some_and(|last| last.eq_ignore_ascii_case(b"chunked"));
+            let chunked_before = codings.any(|coding| coding.eq_ignore_ascii_case(b"chunked"));
+            return Err(if value.is_empty() || chunked_before || (value.contains(&b',') && !chunked_last) {
+                ProxyError::Malformed("chunked is not the last transfer coding, or is there twice")
+            } else {
+                ProxyError::NotImplemented("the only transfer coding understood is chunked")
+            });
         }
         self.chunked = true;
         Ok(())
     }
 
     /// What follows this head.
-    fn framing(&self) -> Result<State, ProxyError> {
-        if self.http_11 && self.hosts == 0 {
+    fn body(&self) -> Result<Left, ProxyError> {
+        if self.http_11 && !self.has_host {
             return Err(ProxyError::Malformed("there is no Host"));
         }
         match (self.content_length, self.chunked) {
             (Some(_), true) => {
                 Err(ProxyError::Malformed("there are both Content-Length and Transfer-Encoding"))
             }
-            (None, true) => Ok(State::Chunk(Chunk::Size { value: 0, digits: 0 })),
-            (None | Some(0), false) => Ok(State::Head),
-            (Some(length), false) => Ok(State::Length(length)),
+            (None, true) => Ok(Left::CHUNKS),
+            (length, false) => Ok(Left::length(length.unwrap_or(0))),
         }
     }
-}
-
-/// A field line without its line end: its name, and its value without space around it.
-fn field(line: &[u8]) -> Result<(&[u8], &[u8]), ProxyError> {
-    if matches!(line.first(), Some(b' ' | b'\t')) {
-        return Err(ProxyError::Malformed("a field is folded over more than one line"));
-    }
-    let Some(colon) = memchr::memchr(b':', line) else {
-        return Err(ProxyError::Malformed("a field has no colon"));
-    };
-    let (name, value) = (&line[..colon], &line[colon + 1..]);
-    if name.is_empty() || !name.iter().all(|byte| is_token(*byte)) {
-        return Err(ProxyError::Malformed("a field's name is not a token"));
-    }
-    if !value.iter().all(|byte| *byte >= 0x20 && *byte != 0x7f || *byte == b'\t') {
-        return Err(ProxyError::Malformed("a field's value has a control character"));
-    }
-    Ok((name, value.trim_ascii()))
-}
-
-/// RFC 9110, section 5.6.2.
-fn is_token(byte: u8) -> bool {
-    const TOKEN: [bool; 256] = {
-        let mut table = [false; 256];
-        let mut byte = 0;
-        while byte < 128 {
-            let c = byte as u8;
-            table[byte] = c.is_ascii_alphanumeric()
-                || matches!(c, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.')
-                || matches!(c, b'^' | b'_' | b'`' | b'|' | b'~');
-            byte += 1;
-        }
-        table
-    };
-    TOKEN[usize::from(byte)]
 }
 
 #[cfg(test)]
@@ -415,6 +357,13 @@ mod tests {
             "X: a\0b",
             "no colon",
             "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
+            "Transfer-Encoding: chunked, chunked",
+            "Transfer-Encoding: chunked, gzip",
+            "Transfer-Encoding: \u{b}chunked",
+            "Transfer-Encoding: ",
+            "Content-Length: 03",
+            "Content-Length: 0x3",
+            "Authorization: a\r\nAuthorization: b",
         ] {
             check(&get(fields), Err(400));
         }
@@ -429,6 +378,60 @@ mod tests {
         {
             check(&format!("{chunked}{body}"), Err(400));
         }
+    }
+
+    #[test]
+    fn a_request_asks_one_host() {
+        let request = |target: &str, host: &str| format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
+        for (target, host) in [
+            ("/", "a.example:8080"),
+            ("/", "[::1]:80"),
+            ("/", "my_service"),
+            ("http://a.example/x", "A.EXAMPLE"),
+            ("HTTP://a.example:80?q", "a.example"),
+            ("https://a.example/", "a.example:443"),
+            ("//a/b?c=[1]|{2}", "a"),
+        ] {
+            check(&request(target, host), Ok(true));
+        }
+        for (target, host) in [
+            ("/", ""),
+            ("/", "a b"),
+            ("/", "a,b"),
+            ("/", "a@b"),
+            ("/", "a:b"),
+            ("/", "a:"),
+            ("/", "a:80:80"),
+            ("/", "a:65536"),
+            ("/", "[::1"),
+            ("/", "[x]"),
+            ("/", "a%00"),
+            ("/", "a/b"),
+            ("http://a/", "b"),
+            ("http://a:81/", "a"),
+            ("http://u@a/", "a"),
+            ("http:///", "a"),
+            ("ftp://a/", "a"),
+            ("a:80", "a:80"),
+            ("a", "a"),
+            ("?a", "a"),
+            ("*", "a"),
+            ("/a#b", "a"),
+            ("/a\\b", "a"),
+            ("/a\u{7f}", "a"),
+        ] {
+            check(&request(target, host), Err(400));
+        }
+        check("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", Ok(true));
+        check("CONNECT a:80 HTTP/1.1\r\nHost: a:80\r\n\r\n", Err(501));
+        check("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", Err(501));
+    }
+
+    #[test]
+    fn only_one_expectation_is_understood() {
+        check("GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\n\r\n", Ok(true));
+        check("GET / HTTP/1.1\r\nHost: a\r\nExpect: more\r\n\r\n", Err(417));
+        check("GET / HTTP/1.0\r\nExpect: more\r\n\r\n", Ok(true));
     }
 
     #[test]
@@ -458,5 +461,18 @@ mod tests {
         check(&"G".repeat(165), Err(414));
         check(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(500)), Err(431));
         check("GET / HTTP/1.1\r\nHost: a\r\na: 1\r\nb: 1\r\nc: 1\r\nd: 1\r\ne: 1\r\n\r\n", Err(431));
+        check("\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Ok(true));
+        check("\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", Err(400));
+    }
+
+    #[test]
+    fn what_comes_with_chunks_has_bounds() {
+        let chunked = "PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let chunk = |extension: usize| format!("1;{}\r\nx\r\n", "e".repeat(extension));
+        check(&format!("{chunked}{}0\r\n\r\n", chunk(256)), Ok(true));
+        check(&format!("{chunked}{}", chunk(257)), Err(400));
+        check(&format!("{chunked}{}", chunk(200).repeat(41)), Err(400));
+        check(&format!("{chunked}0\r\n{}\r\n", "x: 1\r\n".repeat(65)), Err(431));
+        check(&format!("{chunked}0\r\nx: {}\r\n\r\n", "x".repeat(8 << 10)), Err(431));
     }
 }

@@ -162,6 +162,60 @@ fn forward_as_trusted(headers: &mut HeaderMap, peer: &Peer, host: Option<&Header
     }
 }
 
+/// Takes away fields that an endpoint which reads `_` as `-` (CGI and what follows its rules) would take for
+/// ones that the gateway or its policies speak for: `X_Forwarded_For` for `X-Forwarded-For`.
+pub(super) fn remove_shadows(headers: &mut HeaderMap) {
+    let shadows = |name: &&HeaderName| {
+        let name = name.as_str();
+        name.contains('_') && {
+            let dashed = name.replace('_', "-");
+            SPOKEN_FOR.iter().any(|known| known.as_str() == dashed) || headers.contains_key(&*dashed)
+        }
+    };
+    let shadows: Vec<HeaderName> = headers.keys().filter(shadows).cloned().collect();
+    for name in shadows {
+        headers.remove(name);
+    }
+}
+
+/// What no client's field with another spelling stands for.
+const SPOKEN_FOR: [HeaderName; 24] = [
+    X_FORWARDED_FOR,
+    X_FORWARDED_PROTO,
+    X_FORWARDED_HOST,
+    X_FORWARDED_PORT,
+    X_REAL_IP,
+    X_REQUEST_ID,
+    FORWARDED,
+    TRACEPARENT,
+    TRACESTATE,
+    KEEP_ALIVE,
+    PROXY_CONNECTION,
+    header::AUTHORIZATION,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::COOKIE,
+    header::EXPECT,
+    header::HOST,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::VIA,
+];
+
+// === trailers ===
+
+/// Takes out of trailers what belongs into a head: whoever merges them would believe it (RFC 9110, section
+/// 6.5.1). hyper drops more, and what was not announced.
+pub(super) fn prepare_trailers(trailers: &mut HeaderMap) {
+    for name in SPOKEN_FOR {
+        trailers.remove(name);
+    }
+}
+
 // === answers ===
 
 /// Makes an endpoint's head the client's.
@@ -306,6 +360,19 @@ mod tests {
         assert_eq!(all(&headers, "x-real-ip"), ["10.0.0.1"]);
         assert_eq!(all(&headers, "x-forwarded-proto"), ["https"]);
         assert_eq!(all(&headers, "via"), ["1.1 edge", "1.1 gogate"]);
+    }
+
+    #[test]
+    fn a_name_with_underscores_does_not_stand_for_another() {
+        let mut headers = HeaderMap::new();
+        for name in ["x_forwarded_for", "x-forwarded_proto", "content_length", "x-user", "x_user", "api_key"]
+        {
+            headers.append(name, HeaderValue::from_static("1"));
+        }
+        remove_shadows(&mut headers);
+        let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["api_key", "x-user"]);
     }
 
     #[test]

@@ -99,6 +99,8 @@ pub(super) struct Client {
     still: Cell<bool>,
     /// The alarm is set to the moment when hyper is taken away.
     dozing: Cell<bool>,
+    /// A field's name with an underscore came along.
+    underscores: Cell<bool>,
 }
 
 /// Counts a connection that has hyper at hand.
@@ -152,6 +154,11 @@ impl Client {
     fn exchange_begins(&self) {
         self.exchange.set(true);
         self.dozing.set(false);
+    }
+
+    /// From now on requests may have names with underscores.
+    pub(super) fn expect_underscores(&self) {
+        self.underscores.set(true);
     }
 
     /// The first bytes of a head are here: the rest must follow in time.
@@ -245,6 +252,7 @@ pub(super) async fn serve(
         tunnel: RefCell::new(None),
         still: Cell::new(false),
         dozing: Cell::new(false),
+        underscores: Cell::new(false),
         listener,
         worker,
     });
@@ -471,7 +479,10 @@ async fn exchange(
     record: &mut Record,
 ) -> Result<Answer, ProxyError> {
     let routing = &*view.table.routing;
-    let host = host_of(&parts)?;
+    if client.underscores.get() {
+        headers::remove_shadows(&mut parts.headers);
+    }
+    let host = host_of(&parts);
     let (mut uri, encoded_slash) = origin_form(&parts.method, &parts.uri)?;
     let found = match find_preflight(client, &view.table, host.as_ref(), &uri, &parts) {
         Some(place) => Ok(place),
@@ -639,21 +650,11 @@ fn find_route(
     }
 }
 
-/// The host asked for, with its port: the target's, which wins (RFC 9112, section 3.2.2), or the Host field's.
-fn host_of(parts: &Parts) -> Result<Option<HeaderValue>, ProxyError> {
-    let host = match parts.uri.authority() {
-        Some(authority) => {
-            let text = authority.as_str();
-            let text = text.rsplit_once('@').map_or(text, |(_, host)| host);
-            let host = HeaderValue::try_from(text);
-            Some(host.map_err(|_| ProxyError::Malformed("the target's host is malformed"))?)
-        }
+/// The host asked for, with its port: `framing` has seen that target and Host name the same one.
+fn host_of(parts: &Parts) -> Option<HeaderValue> {
+    match parts.uri.authority() {
+        Some(authority) => HeaderValue::try_from(authority.as_str()).ok(),
         None => parts.headers.get(header::HOST).cloned(),
-    };
-    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b".-:_[]~%".contains(byte);
-    match host {
-        Some(host) if !host.as_bytes().iter().all(allowed) => Err(ProxyError::Malformed("Host is malformed")),
-        host => Ok(host),
     }
 }
 
@@ -671,9 +672,6 @@ const BAD_PATH: ProxyError =
 /// The target as it is routed and sent, path in its one form, and query; and whether the path has an encoded
 /// slash. Nothing is allocated where the client sent it so.
 fn origin_form(method: &Method, uri: &Uri) -> Result<(Uri, bool), ProxyError> {
-    if method == Method::CONNECT {
-        return Err(ProxyError::NotImplemented("CONNECT is for forward proxies"));
-    }
     if uri.path() == "*" && method == Method::OPTIONS {
         return Ok((uri.clone(), false));
     }

@@ -151,7 +151,7 @@ impl Copy {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
-        connection.begin();
+        connection.begin(request.method());
         let mut answer = pin!(connection.sender.try_send_request(request));
         let response = poll_fn(|cx| connection.poll_with(cx, |cx| answer.as_mut().poll(cx))).await;
         let mut incoming = response.map_err(|_| ProxyError::UpstreamReset)?.into_body();

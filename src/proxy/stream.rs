@@ -1,6 +1,6 @@
 //! The sockets as hyper sees them.
 //!
-//! Job: [`ClientStream`] shows every byte to `framing` before hyper reads it and enforces the deadlines that
+//! Job: both show every byte to `framing` before hyper reads it. [`ClientStream`] enforces the deadlines that
 //! hold between requests; [`EndpointStream`] wakes the task of the request that holds the connection.
 //! Neighbours: `http` and `forward` wrap them for hyper.
 
@@ -17,7 +17,14 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{error::ProxyError, framing::Framing, http::Client};
+use super::{
+    error::ProxyError,
+    framing::{
+        Framing,
+        answer::{AnswerFraming, Due},
+    },
+    http::Client,
+};
 
 /// A client's socket.
 #[derive(Debug)]
@@ -46,10 +53,22 @@ const COPIED_MAX: usize = 4 << 10;
 pub(super) struct EndpointStream {
     tcp: TcpStream,
     task: Rc<Task>,
-    received: Rc<Cell<bool>>,
+    framing: AnswerFraming,
+    exchange: Rc<EndpointExchange>,
     /// The endpoint takes no more. What it said before that is still to be read, often why it takes no more, so
     /// the error is left to reading: writing waits.
     deaf: bool,
+}
+
+/// What a connection to an endpoint and its socket tell each other about the request under way.
+#[derive(Debug)]
+pub(super) struct EndpointExchange {
+    /// What the endpoint owes.
+    pub(super) due: Cell<Due>,
+    /// Whether it has sent anything since the request began.
+    pub(super) received: Cell<bool>,
+    /// Why nothing more is read: what was sent is no answer, or too much of one.
+    pub(super) broken: Cell<Option<&'static str>>,
 }
 
 /// The task that an endpoint's connection works for: another one for each request.
@@ -181,6 +200,9 @@ impl AsyncRead for ClientStream {
                 buf.set_filled(before + good);
             }
         }
+        if this.framing.has_seen_underscores() {
+            this.client.expect_underscores();
+        }
         if was_at_start && this.framing.in_head() && !this.client.exchange_under_way() {
             this.client.head_began();
         }
@@ -253,12 +275,25 @@ impl EndpointStream {
     pub(super) fn into_tcp(self) -> TcpStream {
         self.tcp
     }
-}
 
-impl EndpointStream {
-    /// `received` is set when the endpoint sends anything.
-    pub(super) fn new(tcp: TcpStream, task: Rc<Task>, received: Rc<Cell<bool>>) -> Self {
-        Self { tcp, task, received, deaf: false }
+    pub(super) fn new(tcp: TcpStream, task: Rc<Task>, exchange: Rc<EndpointExchange>) -> Self {
+        Self { tcp, task, framing: AnswerFraming::default(), exchange, deaf: false }
+    }
+
+    /// Judges what was read; how much of it is given to hyper.
+    fn judge(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let exchange = &*self.exchange;
+        exchange.received.set(true);
+        match self.framing.take(bytes, exchange.due.get()) {
+            Ok(due) => {
+                exchange.due.set(due);
+                Ok(bytes.len())
+            }
+            Err(broken) => {
+                exchange.broken.set(Some(broken.why));
+                if broken.good > 0 { Ok(broken.good) } else { Err(io::ErrorKind::InvalidData.into()) }
+            }
+        }
     }
 
     fn or_deaf(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -279,11 +314,16 @@ impl AsyncRead for EndpointStream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.exchange.broken.get().is_some() {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
         let before = buf.filled().len();
         let waker = this.task.0.borrow();
         ready!(Pin::new(&mut this.tcp).poll_read(&mut Context::from_waker(&waker), buf))?;
+        drop(waker);
         if buf.filled().len() > before {
-            this.received.set(true);
+            let good = this.judge(&buf.filled()[before..])?;
+            buf.set_filled(before + good);
         }
         Poll::Ready(Ok(()))
     }
@@ -335,6 +375,15 @@ fn write_pieces(
     match bufs {
         [only] => Pin::new(tcp).poll_write(cx, only),
         bufs => Pin::new(tcp).poll_write_vectored(cx, bufs),
+    }
+}
+
+// === impl EndpointExchange ===
+
+impl EndpointExchange {
+    /// Before the first request.
+    pub(super) fn none() -> Self {
+        Self { due: Cell::new(Due::Nothing), received: Cell::new(false), broken: Cell::new(None) }
     }
 }
 

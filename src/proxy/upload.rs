@@ -19,6 +19,7 @@ use hyper::body::Incoming;
 
 use super::{
     error::ProxyError,
+    headers,
     http::Client,
     mirror::Copy,
     record::{Journey, Record},
@@ -172,7 +173,12 @@ impl Upload {
         self.begun.set(true);
         let alarm = &self.client.alarm;
         let frame = match frame {
-            Some(Ok(frame)) => frame,
+            Some(Ok(mut frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    headers::prepare_trailers(trailers);
+                }
+                frame
+            }
             Some(Err(_)) => {
                 return self.fail(ProxyError::Malformed("the request body is broken or ended early"));
             }

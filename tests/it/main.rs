@@ -24,3 +24,4 @@ mod three_nodes;
 mod tidy;
 mod upgrade;
 mod upstream;
+mod wire;
