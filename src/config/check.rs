@@ -41,7 +41,16 @@ routes:
 // Every key of the interface: what this build reads, and what it does not do yet. Support for a key is
 // added by moving it from `later` to `known`.
 pub(super) const TOP: Keys = Keys {
-    known: &["listeners", "services", "routes", "policies", "budgets", "trusted_proxies", "limits"],
+    known: &[
+        "listeners",
+        "services",
+        "routes",
+        "policies",
+        "budgets",
+        "trusted_proxies",
+        "forwarded",
+        "limits",
+    ],
     later: &["certificates"],
 };
 
@@ -75,7 +84,8 @@ fn read(top: &Section<'_>) -> Document {
     let policies = policies::policies(top, &services, &budgets);
     let routes = routes::routes(top, &listeners, &services, &policies);
     let (trusted_proxies, limits) = (trusted_proxies(top), limits(top));
-    Document { listeners, services, routes, policies, budgets, trusted_proxies, limits }
+    let forwarded = top.get("forwarded").and_then(|field| field.boolean()).unwrap_or_default();
+    Document { listeners, services, routes, policies, budgets, trusted_proxies, forwarded, limits }
 }
 
 /// A value that was judged elsewhere, its refusal reported here.
@@ -119,7 +129,17 @@ fn count(section: &Section<'_>, key: &str, from: u64, to: u64, default: usize) -
 // === trusted_proxies, limits ===
 
 const LIMITS: Keys = Keys {
-    known: &["header_bytes", "headers", "uri_bytes", "body_bytes", "header_timeout", "connections"],
+    known: &[
+        "header_bytes",
+        "headers",
+        "uri_bytes",
+        "body_bytes",
+        "header_timeout",
+        "keep_alive",
+        "body_rate_min",
+        "body_rate_grace",
+        "connections",
+    ],
     later: &[],
 };
 
@@ -148,6 +168,12 @@ fn limits(top: &Section<'_>) -> Limits {
         uri_bytes: bytes("uri_bytes", 64, 65_534, default.uri_bytes),
         body_bytes: section.get("body_bytes").and_then(|field| field.size(1, 1 << 50)),
         header_timeout: section.get("header_timeout").and_then(timeout).unwrap_or(default.header_timeout),
+        keep_alive: section.get("keep_alive").and_then(timeout).unwrap_or(default.keep_alive),
+        body_rate_min: section
+            .get("body_rate_min")
+            .and_then(|field| field.size(0, 1 << 30))
+            .unwrap_or(default.body_rate_min),
+        body_rate_grace: section.get("body_rate_grace").and_then(timeout).unwrap_or(default.body_rate_grace),
         connections: count(&section, "connections", 1, 10_000_000, default.connections),
     };
     if limits.uri_bytes > limits.header_bytes {

@@ -47,6 +47,8 @@ pub struct Document {
     pub budgets: BTreeMap<String, Budget>,
     /// Whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: Vec<IpNetwork>,
+    /// Whether endpoints are sent `Forwarded` (RFC 7239) beside `X-Forwarded-*`.
+    pub forwarded: bool,
     /// Bounds on what a client may send.
     pub limits: Limits,
 }
@@ -73,6 +75,12 @@ pub struct Limits {
     pub body_bytes: Option<u64>,
     /// From the first byte of a request's head to its last. Default 10 s.
     pub header_timeout: Duration,
+    /// How long a connection may wait for its next request. Default 75 s.
+    pub keep_alive: Duration,
+    /// Bytes of a body in a second that a client must keep up; 0: none. Default 256.
+    pub body_rate_min: u64,
+    /// How far a client may fall behind that. Default 10 s.
+    pub body_rate_grace: Duration,
     /// Client connections on this node. Default 100,000.
     pub connections: usize,
 }
@@ -87,6 +95,9 @@ impl Default for Limits {
             uri_bytes: 8 << 10,
             body_bytes: None,
             header_timeout: Duration::from_secs(10),
+            keep_alive: Duration::from_secs(75),
+            body_rate_min: 256,
+            body_rate_grace: Duration::from_secs(10),
             connections: 100_000,
         }
     }

@@ -162,6 +162,26 @@ fn forward_as_trusted(headers: &mut HeaderMap, peer: &Peer, host: Option<&Header
     }
 }
 
+/// Says once more who asked, in the standard's words (RFC 7239), after what trusted proxies said.
+pub(super) fn add_forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<&HeaderValue>) {
+    let mut text = Vec::with_capacity(96);
+    // IPv6 has colons, which only a quoted value may.
+    let ip = peer.ip.as_bytes();
+    let (open, close): (&[u8], &[u8]) = if ip.contains(&b':') { (b"\"[", b"]\"") } else { (b"", b"") };
+    for piece in [b"for=", open, ip, close] {
+        text.extend_from_slice(piece);
+    }
+    if let Some(host) = host {
+        for piece in [b";host=\"", host.as_bytes(), b"\""] {
+            text.extend_from_slice(piece);
+        }
+    }
+    text.extend_from_slice(b";proto=http");
+    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
+        headers.append(FORWARDED, value);
+    }
+}
+
 /// Takes away fields that an endpoint which reads `_` as `-` (CGI and what follows its rules) would take for
 /// ones that the gateway or its policies speak for: `X_Forwarded_For` for `X-Forwarded-For`.
 pub(super) fn remove_shadows(headers: &mut HeaderMap) {
@@ -360,6 +380,19 @@ mod tests {
         assert_eq!(all(&headers, "x-real-ip"), ["10.0.0.1"]);
         assert_eq!(all(&headers, "x-forwarded-proto"), ["https"]);
         assert_eq!(all(&headers, "via"), ["1.1 edge", "1.1 gogate"]);
+    }
+
+    #[test]
+    fn forwarded_quotes_what_is_no_token() {
+        for (ip, expected) in [
+            ("192.0.2.7", "for=192.0.2.7;host=\"a:80\";proto=http"),
+            ("2001:db8::1", "for=\"[2001:db8::1]\";host=\"a:80\";proto=http"),
+        ] {
+            let peer = Peer { ip: HeaderValue::from_static(ip), port: HeaderValue::from(8080) };
+            let mut headers = HeaderMap::new();
+            add_forwarded(&mut headers, &peer, Some(&HeaderValue::from_static("a:80")));
+            assert_eq!(all(&headers, "forwarded"), [expected]);
+        }
     }
 
     #[test]

@@ -59,8 +59,6 @@ use crate::{
     telemetry::metrics::OTHER,
 };
 
-/// How long an idle connection is kept for a client's next request.
-const KEEP_ALIVE: Duration = Duration::from_secs(75);
 /// For so long a connection without a request keeps hyper at hand, while no more than [`AWAKE_MAX`] of the worker
 /// do: with few, what they keep stays in the processor's caches; with many, making it anew from memory that another
 /// connection just left is cheaper, and small.
@@ -87,6 +85,8 @@ pub(super) struct Client {
     pub(super) ends: Addresses,
     pub(super) peer: Peer,
     header_timeout: Duration,
+    /// How long it is kept for the next request.
+    keep_alive: Duration,
     /// Between a request's head and the end of its answer.
     exchange: Cell<bool>,
     /// Reading stopped until the exchange under way is over.
@@ -146,7 +146,7 @@ impl Client {
 
     fn sleep(&self) {
         if self.dozing.replace(false) {
-            self.alarm.set(self.worker.alarms.soon() + KEEP_ALIVE - AWAKE);
+            self.alarm.set(self.worker.alarms.soon() + self.keep_alive.saturating_sub(AWAKE));
         }
     }
 
@@ -185,13 +185,13 @@ impl Client {
     /// It may be read as slowly as any other body.
     fn own_answer_begins(&self) {
         self.alarm.set_ceiling(None);
-        self.alarm.set(self.worker.alarms.soon() + KEEP_ALIVE);
+        self.alarm.set(self.worker.alarms.soon() + self.keep_alive);
     }
 
     /// The answer is over.
     pub(super) fn exchange_ends(&self, now: Instant) {
         self.alarm.set_ceiling(None);
-        self.alarm.set(now + AWAKE);
+        self.alarm.set(now + AWAKE.min(self.keep_alive));
         self.dozing.set(true);
         self.exchange.set(false);
         self.answered.set(self.answered.get() + 1);
@@ -246,6 +246,7 @@ pub(super) async fn serve(
             port: listener.port.clone(),
         },
         header_timeout: limits.header_timeout,
+        keep_alive: limits.keep_alive,
         exchange: Cell::new(false),
         stalled: Cell::new(false),
         answered: Cell::new(0),
@@ -512,6 +513,9 @@ async fn exchange(
         }
     }
     headers::prepare_request(&mut parts.headers, &client.peer, request_id, trusted, host.as_ref());
+    if routing.forwarded {
+        headers::add_forwarded(&mut parts.headers, &client.peer, host.as_ref());
+    }
     match host {
         Some(host) if parts.uri.authority().is_some() => drop(parts.headers.insert(header::HOST, host)),
         Some(_) => {}
@@ -566,8 +570,8 @@ async fn exchange(
         // There must be time left for another attempt.
         answer_within = answer_within.min(timeouts.request);
     }
-    let upload =
-        (!body.is_end_stream()).then(|| Upload::new(body, record, bytes_max, timeouts.idle, answer_within));
+    let upload = (!body.is_end_stream())
+        .then(|| Upload::new(body, record, bytes_max, &routing.limits, timeouts.idle, answer_within));
     let hash = match &service.balance {
         Balance::ConsistentHash(on) => hash_key(on, &parts.headers, uri.path(), || {
             record.client_address(&parts.headers, &routing.trusted_proxies)

@@ -52,6 +52,7 @@ pub(super) struct Routing {
     /// What requests are counted by: a route's name and a service's, empty where there is none.
     pub(super) counted: Vec<(Arc<str>, Arc<str>)>,
     pub(super) trusted_proxies: Vec<IpNetwork>,
+    pub(super) forwarded: bool,
     pub(super) limits: Arc<Limits>,
     /// What the next document's policies go on with.
     memory: Memory,
@@ -307,6 +308,7 @@ impl Routing {
             routes,
             counted,
             trusted_proxies: document.trusted_proxies.clone(),
+            forwarded: document.forwarded,
             limits: Arc::new(document.limits.clone()),
             memory,
             announces: document.services.values().any(|service| service.send_proxy_protocol.is_some()),

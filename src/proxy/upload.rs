@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     rc::Rc,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use super::{
     record::{Journey, Record},
     stream::Task,
 };
+use crate::config::document::Limits;
 
 /// What hyper sends.
 #[derive(Debug)]
@@ -47,6 +48,8 @@ pub(super) struct Upload {
     task: RefCell<Option<Rc<Task>>>,
     bytes: Cell<u64>,
     bytes_max: u64,
+    /// None: a client may be as slow as `idle` allows.
+    pace: Option<Pace>,
     idle: Duration,
     /// How long the endpoint may take once it has all of it.
     answer: Duration,
@@ -57,6 +60,16 @@ pub(super) struct Upload {
     failure: RefCell<Option<ProxyError>>,
     /// A copy that grows with it.
     copy: RefCell<Option<Copy>>,
+}
+
+/// How fast a client sends, counted only while it is the client that everyone waits for: the time that it may
+/// still be behind. Each byte buys some, never more than the document grants at first.
+#[derive(Debug)]
+struct Pace {
+    bytes_per_second: u64,
+    credit_max: Duration,
+    credit: Cell<Duration>,
+    waits_since: Cell<Instant>,
 }
 
 // === impl RequestBody ===
@@ -108,6 +121,7 @@ impl Upload {
         incoming: Incoming,
         record: &Record,
         bytes_max: Option<u64>,
+        limits: &Limits,
         idle: Duration,
         answer: Duration,
     ) -> Rc<Self> {
@@ -118,6 +132,7 @@ impl Upload {
             task: RefCell::new(None),
             bytes: Cell::new(0),
             bytes_max: bytes_max.unwrap_or(u64::MAX),
+            pace: Pace::new(limits, record.client().worker.alarms.soon()),
             idle,
             answer,
             begun: Cell::new(false),
@@ -166,12 +181,17 @@ impl Upload {
 
     fn poll_frame(&self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         let Poll::Ready(frame) = Pin::new(&mut *self.incoming.borrow_mut()).poll_frame(cx) else {
-            self.waits.set(true);
+            self.wait();
             return Poll::Pending;
         };
-        self.waits.set(false);
-        self.begun.set(true);
         let alarm = &self.client.alarm;
+        if self.waits.replace(false)
+            && let Some(pace) = &self.pace
+            && !pace.go_on(self.client.worker.alarms.soon())
+        {
+            return self.fail(ProxyError::RequestTimeout);
+        }
+        self.begun.set(true);
         let frame = match frame {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
@@ -193,6 +213,9 @@ impl Upload {
             self.bytes.set(self.bytes.get() + data.len() as u64);
             if self.bytes.get() > self.bytes_max {
                 return self.fail(ProxyError::BodyTooLarge);
+            }
+            if let Some(pace) = &self.pace {
+                pace.earn(data.len() as u64);
             }
             self.client.worker.figures.request_bytes.add(data.len() as u64);
             if let Some(journey) = &self.journey {
@@ -218,8 +241,46 @@ impl Upload {
         }
     }
 
+    /// It is the client's turn, for as long as its pace leaves it.
+    fn wait(&self) {
+        if self.waits.replace(true) {
+            return;
+        }
+        if let Some(pace) = &self.pace {
+            let now = self.client.worker.alarms.soon();
+            pace.waits_since.set(now);
+            self.client.alarm.set(now + pace.credit.get().min(self.idle));
+        }
+    }
+
     fn fail(&self, error: ProxyError) -> Poll<Option<io::Result<Frame<Bytes>>>> {
         *self.failure.borrow_mut() = Some(error);
         Poll::Ready(Some(Err(io::ErrorKind::InvalidData.into())))
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    fn new(limits: &Limits, now: Instant) -> Option<Self> {
+        (limits.body_rate_min > 0).then(|| Self {
+            bytes_per_second: limits.body_rate_min,
+            credit_max: limits.body_rate_grace,
+            credit: Cell::new(limits.body_rate_grace),
+            waits_since: Cell::new(now),
+        })
+    }
+
+    /// The wait is over; whether the client is still in time.
+    fn go_on(&self, now: Instant) -> bool {
+        let waited = now.saturating_duration_since(self.waits_since.get());
+        let left = self.credit.get().checked_sub(waited);
+        self.credit.set(left.unwrap_or_default());
+        left.is_some()
+    }
+
+    fn earn(&self, bytes: u64) {
+        let bought = Duration::from_micros(bytes.saturating_mul(1_000_000) / self.bytes_per_second);
+        self.credit.set((self.credit.get() + bought).min(self.credit_max));
     }
 }

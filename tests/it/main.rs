@@ -12,6 +12,7 @@ mod cli;
 mod config_apply;
 mod harness;
 mod health;
+mod hostile;
 mod metrics;
 mod policies;
 mod proxy_http;

@@ -70,7 +70,8 @@ routes:
   - { name: two, match: { host: '*.Example.com', path: /a%20b/ }, service: cart }
   - { name: three, match: { path_prefix: / }, service: late }
 trusted_proxies: [10.0.0.0/8, '::1', 192.168.1.1]
-limits: { header_bytes: 64KiB, headers: 50, uri_bytes: 1024, body_bytes: 10MB, header_timeout: 1s, connections: 9 }
+limits: { header_bytes: 64KiB, headers: 50, uri_bytes: 1024, body_bytes: 10MB, header_timeout: 1s, keep_alive: 2s, body_rate_min: 1KiB, body_rate_grace: 3s, connections: 9 }
+forwarded: true
 ",
     );
     assert_eq!(document.listeners["web"].address, "0.0.0.0:8080".parse().unwrap());
