@@ -102,6 +102,8 @@ forwarded: true
     let limits = &document.limits;
     assert_eq!((limits.header_bytes, limits.headers, limits.uri_bytes), (64 << 10, 50, 1024));
     assert_eq!((limits.body_bytes, limits.connections), (Some(10_000_000), 9));
+    assert_eq!((limits.keep_alive, limits.body_rate_grace), (Duration::from_secs(2), Duration::from_secs(3)));
+    assert_eq!((limits.body_rate_min, document.forwarded), (1024, true));
 }
 
 #[path = "check_services.rs"]
@@ -200,11 +202,11 @@ fn an_empty_document_is_refused_with_an_example() {
     }
     check(
         "[]",
-        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `policies`, `budgets`, `trusted_proxies` and `limits`, found a list",
+        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `policies`, `budgets`, `trusted_proxies`, `forwarded` and `limits`, found a list",
     );
     check(
         "hello",
-        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `policies`, `budgets`, `trusted_proxies` and `limits`, found `hello`",
+        "f:1: expected a mapping with the keys `listeners`, `services`, `routes`, `policies`, `budgets`, `trusted_proxies`, `forwarded` and `limits`, found `hello`",
     );
 }
 
@@ -213,7 +215,7 @@ fn unknown_keys_name_the_nearest_and_later_ones_say_so() {
     check("route: []", "f:1: route: unknown key `route` (did you mean `routes`?)");
     check(
         "zzz: 1",
-        "f:1: zzz: unknown key `zzz` (the keys here are `listeners`, `services`, `routes`, `policies`, `budgets`, `trusted_proxies` and `limits`)",
+        "f:1: zzz: unknown key `zzz` (the keys here are `listeners`, `services`, `routes`, `policies`, `budgets`, `trusted_proxies`, `forwarded` and `limits`)",
     );
     check(
         "services: { a: { time-outs: {} } }",
