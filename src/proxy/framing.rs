@@ -10,6 +10,8 @@
 
 pub(super) mod answer;
 mod body;
+#[cfg(test)]
+mod fuzz;
 mod line;
 mod target;
 

@@ -206,4 +206,37 @@ mod tests {
         let normal = normalize("/v1/orders/7.json").unwrap();
         assert!(matches!(normal.text, Cow::Borrowed(_)));
     }
+
+    #[track_caller]
+    fn check_form(path: &str) {
+        let Ok(normal) = normalize(path) else { return };
+        let text = &*normal.text;
+        assert!(text.starts_with('/') && !text.contains("//"), "{path:?}: {text:?}");
+        assert!(
+            !text.contains("%00") && text.bytes().all(|byte| byte.is_ascii_graphic()),
+            "{path:?}: {text:?}"
+        );
+        // Nor is there one for an endpoint that decodes slashes.
+        let climbs =
+            text.split('/').flat_map(|part| part.split("%2F")).any(|part| matches!(part, "." | ".."));
+        assert!(!climbs && !text.contains("%2e") && !text.contains("%2E"), "{path:?}: {text:?}");
+        assert!(normal.encoded_slash || !text.contains("%2F"), "{path:?}: {text:?}");
+        let again = normalize(text).map(|again| again.text.into_owned());
+        assert_eq!(again.as_deref(), Ok(text), "{path:?}: its form has another form");
+    }
+
+    #[test]
+    fn whatever_a_path_is_it_has_one_form_or_none() {
+        const PIECES: [&str; 24] = [
+            "/", "/", "//", ".", "..", "/.", "/..", "%2e", "%2E", "%2f", "%2F", "%5c", "\\", "%", "%25",
+            "2e", "2f", "a", "%61", "%00", ";", "~", "%7e", "ä",
+        ];
+        bolero::check!().with_iterations(5000).for_each(|bytes: &[u8]| {
+            if let Ok(path) = std::str::from_utf8(bytes) {
+                check_form(path);
+            }
+            let choices = bytes.iter().take(24).map(|byte| PIECES[usize::from(*byte) % PIECES.len()]);
+            check_form(&choices.collect::<String>());
+        });
+    }
 }

@@ -473,3 +473,42 @@ proptest! {
         }
     }
 }
+
+/// The same, chosen by bytes: what a fuzzer can follow.
+#[test]
+fn the_index_agrees_whatever_is_asked() {
+    const HOSTS: [&str; 6] = ["", "a.b.c", "x.b.c", "*.b.c", "*.c", "*.x.b.c"];
+    const ASKED: [&str; 8] = ["", "a.b.c", "A.B.C", "x.b.c", "y.x.b.c", "b.c", "c", "z"];
+    const SENT: [&str; 12] =
+        ["/", "/a", "/a/", "/a/b", "/a/b/", "/a/b/c", "/a/bc", "/ab", "/b", "/b/a", "/a/c/b", "/c/c"];
+    const ARGUMENTS: [Option<&str>; 6] =
+        [None, Some(""), Some("a=1"), Some("a=%61&b"), Some("b=&a=1"), Some("%61=1")];
+    const FIELDS: [Pairs; 5] =
+        [&[], &[("h", "1")], &[("h", "2"), ("g", "1")], &[("i", "1")], &[("h", "2"), ("h", "1")]];
+    fn of<T: Copy>(values: &[T], byte: u8) -> T {
+        values[usize::from(byte) % values.len()]
+    }
+    bolero::check!().with_iterations(300).with_type::<(Vec<[u8; 5]>, Vec<[u8; 5]>)>().for_each(
+        |(routes, requests)| {
+            let written = routes.iter().take(40).map(|&[host, path, methods, headers, query]| Written {
+                host: of(&HOSTS, host),
+                path: of(PATHS, path),
+                methods: of(METHODS, methods),
+                headers: of(HEADERS, headers),
+                query: of(QUERIES, query),
+            });
+            let routes = self::routes(&written.collect::<Vec<_>>());
+            let index = RouteIndex::new(&routes, |_| true).unwrap();
+            for &[method, host, path, query, fields] in requests {
+                let sent = Sent {
+                    method: of(&["GET", "POST", "PUT"], method),
+                    host: of(&ASKED, host),
+                    path: of(&SENT, path).to_owned(),
+                    query: of(&ARGUMENTS, query).map(str::to_owned),
+                    headers: of(&FIELDS, fields).to_vec(),
+                };
+                assert_eq!(ask(&index, &sent), naive(&routes, &sent), "{sent:?}");
+            }
+        },
+    );
+}
