@@ -151,14 +151,13 @@ fn a_good_token_passes_and_anything_else_is_told_why() {
         (bearer(&unsigned), "invalid_token", "the token's algorithm is not accepted here"),
         (bearer("x"), "invalid_token", "the token is malformed"),
         (bearer(&"x".repeat(17 << 10)), "invalid_token", "the token is too long"),
-        (format!("{good}{good}"), "invalid_request", "there is more than one Authorization"),
         ("Authorization: Bearer\r\n".to_owned(), "invalid_request", "Authorization is malformed"),
     ] {
         let answer = ask(&mut client, "/", &lines);
         let expected = format!("Bearer realm=\"shop\", error=\"{error}\", error_description=\"{why}\"");
         assert_eq!((answer.status(), answer.field("www-authenticate")), (401, Some(&*expected)), "{lines}");
     }
-    gateway.await_metric("gogate_rejections_total{reason=\"unauthorized\"} 11");
+    gateway.await_metric("gogate_rejections_total{reason=\"unauthorized\"} 10");
 }
 
 #[test]
@@ -515,7 +514,6 @@ fn a_password_lets_in_its_user_and_goes_no_further() {
         basic("eve", "secret"),
         basic("", "secret"),
         basic("ADA", "secret"),
-        format!("{good}{good}"),
         "Authorization: Basic !!!\r\n".to_owned(),
         format!("Authorization: Basic {}\r\n", STANDARD.encode("ada")),
         format!("Authorization: Bearer {}\r\n", STANDARD.encode("ada:secret")),
@@ -782,7 +780,7 @@ fn nothing_encoded_leads_out_of_a_path_that_is_skipped() {
         ("/public/x%2f..%2f..%2fsecret", 400),
         ("/public/..%5Csecret", 401),
         ("/public/..%5c..%5csecret", 401),
-        ("/public/..\\secret", 401),
+        ("/public/..\\secret", 400),
     ] {
         assert_eq!(ask(&mut gateway.client(), path, "").status(), status, "{path}");
     }
