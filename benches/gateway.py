@@ -171,15 +171,16 @@ class Load:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def result(self):
-        """Requests, errors of any kind, p50 and p99 in ms."""
+        """Requests, errors in all and by kind, p50 and p99 in ms."""
         out = self.process.communicate()[0]
         assert self.process.returncode == 0, out
-        errors = sum(map(int, re.findall(r"(?:connect|read|write|timeout) (\d+)", out)))
-        errors += sum(map(int, re.findall(r"Non-2xx or 3xx responses: (\d+)", out)))
+        kinds = {kind: int(count) for kind, count in re.findall(r"(connect|read|write|timeout) (\d+)", out)}
+        kinds |= {"status": int(count) for count in re.findall(r"Non-2xx or 3xx responses: (\d+)", out)}
         percentiles = dict(re.findall(r"\s+(50|99)%\s+(\S+)", out))
         return {
             "requests": int(re.search(r"(\d+) requests in", out).group(1)),
-            "errors": errors,
+            "errors": sum(kinds.values()),
+            "kinds": {kind: count for kind, count in kinds.items() if count},
             "p50": milliseconds(percentiles["50"]),
             "p99": milliseconds(percentiles["99"]),
         }
