@@ -506,7 +506,6 @@ fn a_password_lets_in_its_user_and_goes_no_further() {
         assert!(seen.contains(&format!("x-user: {user}\n")) && !seen.contains("root"), "{seen}");
         assert!(!seen.contains("authorization"), "{seen}");
     }
-    let good = basic("ada", "secret");
     for lines in [
         String::new(),
         basic("ada", "Secret"),
