@@ -7,7 +7,7 @@ use std::{
 
 use gogate::config::document::{IpNetwork, PathPattern};
 
-use crate::upstream::{Gateway, Peer, Upstream, document, route, service};
+use crate::upstream::{Gateway, Peer, Upstream, document, route, service, yaml};
 
 fn echo() -> (Gateway, Upstream) {
     let upstream = Upstream::echo();
@@ -146,13 +146,11 @@ fn a_bad_request_waits_until_the_answer_before_it_is_written_out() {
 fn bounds_of_the_document_are_kept() {
     let upstream = Upstream::echo();
     let mut document = document(&[upstream.address]);
-    document.limits.uri_bytes = 100;
-    document.limits.headers = 5;
-    document.limits.header_bytes = 1000;
-    document.limits.body_bytes = Some(10);
+    let limits = "limits: { uri_bytes: 100, headers: 5, header_bytes: 8KiB, body_bytes: 10 }";
+    document.limits = yaml(&format!("services: {{ service: {{}} }}\n{limits}")).limits;
     let gateway = Gateway::start(&document);
     check_refused(&gateway, &format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(100)), 414);
-    check_refused(&gateway, &format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(1000)), 431);
+    check_refused(&gateway, &format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(8 << 10)), 431);
     check_refused(&gateway, &format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: 1\r\n".repeat(5)), 431);
     check_refused(&gateway, "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n01234567890", 413);
     check_refused(

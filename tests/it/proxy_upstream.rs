@@ -12,7 +12,7 @@ use std::{
 
 use gogate::{config::document::Endpoint, proxy::RoutingTable};
 
-use crate::upstream::{Gateway, PATIENCE, Peer, Upstream, document, service};
+use crate::upstream::{Gateway, PATIENCE, Peer, Upstream, document, service, yaml};
 
 #[test]
 fn a_stale_pooled_connection_never_gives_502() {
@@ -264,9 +264,12 @@ fn a_busy_worker_keeps_the_connections_it_needs_and_closes_the_rest_later() {
 #[test]
 fn a_service_without_idle_connections_uses_each_once() {
     let upstream = Upstream::echo();
-    let mut document = document(&[upstream.address]);
-    service(&mut document).pool.max_idle = 0;
-    let gateway = Gateway::start(&document);
+    let gateway = Gateway::start(&yaml(&format!(
+        "listeners: {{ web: {{ address: '127.0.0.1:0' }} }}
+services: {{ service: {{ endpoints: [{{ address: '{}' }}], pool: {{ max_idle: 0 }} }} }}
+routes: [{{ name: all, service: service }}]",
+        upstream.address
+    )));
     let mut client = gateway.client();
     for turn in 1..=3 {
         assert_eq!(client.get("/").status(), 200);

@@ -157,6 +157,25 @@ fn every_kind_of_failure_opens_the_breaker() {
 }
 
 #[test]
+fn failures_that_are_a_window_apart_do_not_open_the_breaker() {
+    const REQUESTS: usize = 3;
+    let arrived = |window: &str| {
+        let (upstream, count) = counting(UNAVAILABLE);
+        let keys = format!("circuit_breaker: {{ failures: 2, window: {window}, open_for: 1h }}");
+        let gateway = Gateway::start(&document(&keys, "", &[&upstream]));
+        let mut client = gateway.client();
+        for _ in 0..REQUESTS {
+            assert_eq!(client.get("/").status(), 503);
+            // Longer than the short window: what has passed is what the test is about, and more does no harm.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        count.load(Ordering::SeqCst)
+    };
+    assert_eq!(arrived("20ms"), REQUESTS, "each failure is forgotten by the next");
+    assert_eq!(arrived("1h"), 2);
+}
+
+#[test]
 fn a_half_open_breaker_lets_one_request_through_at_a_time() {
     const CLIENTS: usize = 12;
     let (asked, asks) = mpsc::channel::<mpsc::Sender<&'static str>>();

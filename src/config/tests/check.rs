@@ -138,51 +138,63 @@ fn the_examples_are_valid() {
     assert!(document.routes.len() >= 3);
 }
 
+/// Every section of the document.
+const SECTIONS: &[Keys] = &[
+    TOP,
+    LISTENER,
+    CONNECTION_RATE,
+    SERVICE,
+    ENDPOINT,
+    TIMEOUTS,
+    POOL,
+    ROUTE,
+    MATCH,
+    SHARE,
+    REDIRECT,
+    RESPOND,
+    MIRROR,
+    POLICY,
+    HEADER_EDIT,
+    JWT,
+    API_KEY,
+    API_KEY_ITEM,
+    BASIC_AUTH,
+    FORWARD_AUTH,
+    REQUEST_ID,
+    CORS,
+    RATE_LIMIT,
+    REPLACE_PATH,
+    COMPRESS,
+    BUDGET,
+    LIMITS,
+    RETRIES,
+    HEALTH_CHECK,
+    OUTLIER,
+    CIRCUIT_BREAKER,
+    STICKY,
+];
+
+/// Whether `key:` is in a text, in the words of an operator.
+fn writes(text: &str, key: &str) -> bool {
+    let is_word = |before: char| before.is_ascii_alphanumeric() || before == '_';
+    text.match_indices(&format!("{key}:")).any(|(at, _)| !text[..at].ends_with(is_word))
+}
+
 #[test]
 fn every_key_is_in_the_documentation() {
     let page = include_str!("../../../docs/configuration.md");
-    let keys = [
-        TOP,
-        LISTENER,
-        CONNECTION_RATE,
-        SERVICE,
-        ENDPOINT,
-        TIMEOUTS,
-        POOL,
-        ROUTE,
-        MATCH,
-        SHARE,
-        REDIRECT,
-        RESPOND,
-        MIRROR,
-        POLICY,
-        HEADER_EDIT,
-        JWT,
-        API_KEY,
-        API_KEY_ITEM,
-        BASIC_AUTH,
-        FORWARD_AUTH,
-        REQUEST_ID,
-        CORS,
-        RATE_LIMIT,
-        REPLACE_PATH,
-        COMPRESS,
-        BUDGET,
-        LIMITS,
-        RETRIES,
-        HEALTH_CHECK,
-        OUTLIER,
-        CIRCUIT_BREAKER,
-        STICKY,
-    ];
+    let example = include_str!("../../../docs/examples/gateway.yaml");
     let mentions = |key: &str| {
         page.match_indices(key).any(|(at, _)| {
             let before = page[..at].ends_with(['`', '.']);
             before && page[at + key.len()..].starts_with(['`', '.', '['])
         })
     };
-    for key in keys.iter().flat_map(|keys| keys.known.iter().chain(keys.later)) {
+    for key in SECTIONS.iter().flat_map(|keys| keys.known.iter().chain(keys.later)) {
         assert!(mentions(key), "docs/configuration.md does not say what `{key}` is");
+    }
+    for key in SECTIONS.iter().flat_map(|keys| keys.known) {
+        assert!(writes(example, key), "docs/examples/gateway.yaml does not have `{key}:`");
     }
     for path in super::super::given::PATHS {
         let section = path.rsplit_once('.').map_or(*path, |(section, _)| section);
@@ -190,6 +202,20 @@ fn every_key_is_in_the_documentation() {
         assert!(said, "docs/configuration.md does not say what `{path}` is");
     }
     assert!(page.contains(EXAMPLE), "docs/configuration.md has another smallest document");
+}
+
+#[test]
+fn every_key_has_a_test_of_what_it_does() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it");
+    // What the tests stand between is no test, and its fields have the keys' names.
+    let tests = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|rs| rs == "rs") && !path.ends_with("upstream.rs"));
+    let texts: Vec<_> = tests.map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    for key in SECTIONS.iter().flat_map(|keys| keys.known) {
+        assert!(texts.iter().any(|text| writes(text, key)), "no test in tests/it says what `{key}:` does");
+    }
 }
 
 #[test]
