@@ -19,7 +19,7 @@ pub(super) struct CompiledRoute {
     pub(super) name: Arc<str>,
     pub(super) action: Action,
     pub(super) mirror: Option<Mirror>,
-    /// The place in [`Routing::counted`] of requests whose service is not chosen yet.
+    /// The place in [`super::table::Routing::counted`] of requests whose service is not chosen yet.
     pub(super) counted: usize,
     pub(super) allow_encoded_slash: bool,
     pub(super) timeout: Option<Duration>,
@@ -41,7 +41,7 @@ pub(super) enum Action {
 pub(super) struct Branch {
     /// Its place in the table's upstreams.
     pub(super) upstream: usize,
-    /// Its place in [`Routing::counted`].
+    /// Its place in [`super::table::Routing::counted`].
     pub(super) counted: usize,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Job: a token bucket a client address (IPv6: a /64), kept as the moment at which it will be full again. Exact
 //! over the workers of a node. Invariants: memory and time are bounded however many addresses come: what has not
-//! come for longest makes room, which can only be in its favour. Neighbours: `listener` asks once a connection;
-//! this is the only lock of the data plane, held for a few comparisons, and only where a document has a rate.
+//! come for longest makes room, which can only be in its favour. This is the only lock that serving takes: once a
+//! connection, for a few comparisons, and only where a listener has a rate. Neighbours: `listener` asks.
 
 use std::{
     collections::hash_map::RandomState,

@@ -1,6 +1,6 @@
 //! Cookies that clients sent (RFC 6265, section 4.2).
 //!
-//! Neighbours: `balance` hashes one, `sticky` and `split` recognise their own.
+//! Neighbours: `balance` hashes one, `sticky` recognises its own.
 
 use http::{HeaderMap, header::COOKIE};
 

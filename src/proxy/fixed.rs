@@ -3,7 +3,7 @@
 //! Job: a route's `redirect` or `respond`, made ready when the document is compiled. Invariant: a client's words in
 //! a redirect's place are its path and query in their normal form, and its host: the path begins with one slash and
 //! has no backslash (`path`), the document has no placeholder where another host could begin (`check::actions`), and
-//! a field's value holds no line end. Neighbours: `table` compiles, `http` answers.
+//! a field's value holds no line end. Neighbours: `action` compiles, `http` answers.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, Uri, header};

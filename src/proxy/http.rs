@@ -32,7 +32,7 @@ use tokio::{
 };
 
 use super::{
-    action::Action,
+    action::{Action, CompiledRoute},
     alarm::Alarm,
     balance::hash_key,
     error::{Blame, ProxyError},
@@ -55,7 +55,7 @@ use super::{
     worker::Worker,
 };
 use crate::{
-    config::document::{Balance, Limits},
+    config::document::{Balance, Limits, Service},
     telemetry::metrics::OTHER,
 };
 
@@ -489,12 +489,12 @@ async fn exchange(
         Some(place) => Ok(place),
         None => find_route(client, &view.table, host.as_ref(), &uri, &parts, &parts.method),
     };
+    let found = found.map(|place| &routing.routes[place]);
     // What a path with an encoded slash means, a route must say.
-    if encoded_slash && !found.as_ref().is_ok_and(|place| routing.routes[*place].allow_encoded_slash) {
+    if encoded_slash && !found.as_ref().is_ok_and(|route| route.allow_encoded_slash) {
         return Err(BAD_PATH);
     }
-    let place = found?;
-    let route = &routing.routes[place];
+    let route = found?;
     record.figures = Rc::clone(&view.figures[route.counted]);
     let own_bytes_max = route.policies.as_ref().and_then(|policies| policies.body_bytes_max());
     let bytes_max = own_bytes_max.or(routing.limits.body_bytes);
@@ -502,26 +502,10 @@ async fn exchange(
         return Err(ProxyError::BodyTooLarge);
     }
 
-    client.alarm.set_ceiling(route.timeout.map(|timeout| record.started + timeout));
-    let trusted = view.table.trusts(client.address);
+    let until = route.timeout.map(|timeout| record.started + timeout);
+    client.alarm.set_ceiling(until);
     let asked = upgrade::asked(&parts, !body.is_end_stream());
-    if let Some(policies) = &route.policies {
-        let new = || RequestId::of(&HeaderMap::new(), || client.worker.random()).id;
-        if let Some(id) = policies.request_id(&parts.headers, trusted, &request_id.id, new) {
-            record.renamed(&id);
-            request_id.id = id;
-        }
-    }
-    headers::prepare_request(&mut parts.headers, &client.peer, request_id, trusted, host.as_ref());
-    if routing.forwarded {
-        headers::add_forwarded(&mut parts.headers, &client.peer, host.as_ref());
-    }
-    match host {
-        Some(host) if parts.uri.authority().is_some() => drop(parts.headers.insert(header::HOST, host)),
-        Some(_) => {}
-        // HTTP/1.0 does without; HTTP/1.1, which the endpoint is spoken to in, does not.
-        None => drop(parts.headers.insert(header::HOST, HeaderValue::from_static(""))),
-    }
+    prepare_head(client, view, route, &mut parts, host, request_id, record);
     if let Some(policies) = &route.policies {
         let address = record.client_address(&parts.headers, &routing.trusted_proxies);
         let passed = record.passed.insert(Passed::new(policies, &parts, &request_id.id));
@@ -565,23 +549,10 @@ async fn exchange(
     let upstream = &view.upstreams[branch.upstream];
     let service = &*upstream.plan.service;
     let timeouts = &service.timeouts;
-    let mut answer_within = route.timeout.unwrap_or(timeouts.request);
-    if route.retries.as_ref().is_some_and(|retries| retries.on.timeout) {
-        // There must be time left for another attempt.
-        answer_within = answer_within.min(timeouts.request);
-    }
+    let client_address = || record.client_address(&parts.headers, &routing.trusted_proxies);
+    let terms = terms(route, service, &parts.headers, uri.path(), until, client_address);
     let upload = (!body.is_end_stream())
-        .then(|| Upload::new(body, record, bytes_max, &routing.limits, timeouts.idle, answer_within));
-    let hash = match &service.balance {
-        Balance::ConsistentHash(on) => hash_key(on, &parts.headers, uri.path(), || {
-            record.client_address(&parts.headers, &routing.trusted_proxies)
-        }),
-        _ => None,
-    };
-    let pinned = service.sticky.as_ref().and_then(|sticky| sticky::pin_of(sticky, &parts.headers));
-    let until = route.timeout.map(|timeout| record.started + timeout);
-    let retries = route.retries.as_ref();
-    let terms = Terms { hash, pinned, retries, answer_within, until };
+        .then(|| Upload::new(body, record, bytes_max, &routing.limits, timeouts.idle, terms.answer_within));
     let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
     // A copy of an upgrade would be a stream that nobody speaks on.
     if let Some(mirror) = &route.mirror
@@ -593,7 +564,7 @@ async fn exchange(
     let Answered { mut response, line } = forward(client, upstream, outgoing, &terms, record).await?;
     if let Some(sticky) = &service.sticky {
         let pin = line.picked.pin();
-        if pinned != Some(pin) {
+        if terms.pinned != Some(pin) {
             sticky::set(sticky, pin, response.headers_mut());
         }
     }
@@ -607,6 +578,59 @@ async fn exchange(
         Rest::Body(line)
     };
     Ok(Answer::Endpoint(FromEndpoint { response, rest, idle: timeouts.idle, early }))
+}
+
+/// Makes the client's head the endpoint's, as far as no policy has a word in it but the one that names the request.
+fn prepare_head(
+    client: &Client,
+    view: &View,
+    route: &CompiledRoute,
+    parts: &mut Parts,
+    host: Option<HeaderValue>,
+    request_id: &mut RequestId,
+    record: &mut Record,
+) {
+    let trusted = view.table.trusts(client.address);
+    if let Some(policies) = &route.policies {
+        let new = || RequestId::of(&HeaderMap::new(), || client.worker.random()).id;
+        if let Some(id) = policies.request_id(&parts.headers, trusted, &request_id.id, new) {
+            record.renamed(&id);
+            request_id.id = id;
+        }
+    }
+    headers::prepare_request(&mut parts.headers, &client.peer, request_id, trusted, host.as_ref());
+    if view.table.routing.forwarded {
+        headers::add_forwarded(&mut parts.headers, &client.peer, host.as_ref());
+    }
+    match host {
+        Some(host) if parts.uri.authority().is_some() => drop(parts.headers.insert(header::HOST, host)),
+        Some(_) => {}
+        // HTTP/1.0 does without; HTTP/1.1, which the endpoint is spoken to in, does not.
+        None => drop(parts.headers.insert(header::HOST, HeaderValue::from_static(""))),
+    }
+}
+
+/// How a request of this route wants to be sent to this service.
+fn terms<'a>(
+    route: &'a CompiledRoute,
+    service: &Service,
+    headers: &HeaderMap,
+    path: &str,
+    until: Option<Instant>,
+    client_address: impl FnOnce() -> IpAddr,
+) -> Terms<'a> {
+    let retries = route.retries.as_ref();
+    let mut answer_within = route.timeout.unwrap_or(service.timeouts.request);
+    if retries.is_some_and(|retries| retries.on.timeout) {
+        // There must be time left for another attempt.
+        answer_within = answer_within.min(service.timeouts.request);
+    }
+    let hash = match &service.balance {
+        Balance::ConsistentHash(on) => hash_key(on, headers, path, client_address),
+        _ => None,
+    };
+    let pinned = service.sticky.as_ref().and_then(|sticky| sticky::pin_of(sticky, headers));
+    Terms { hash, pinned, retries, answer_within, until }
 }
 
 /// The route of a preflight is the one that takes the request which it asks about, whatever methods that takes, if
@@ -683,11 +707,8 @@ fn origin_form(method: &Method, uri: &Uri) -> Result<(Uri, bool), ProxyError> {
     if matches!(path.text, std::borrow::Cow::Borrowed(_)) && uri.authority().is_none() {
         return Ok((uri.clone(), false));
     }
-    let target = match uri.query() {
-        Some(query) => format!("{}?{query}", path.text),
-        None => path.text.into_owned(),
-    };
-    Ok((target.try_into().map_err(|_| BAD_PATH)?, path.encoded_slash))
+    let encoded_slash = path.encoded_slash;
+    Ok((path.target(uri.query()).map_err(|_| BAD_PATH)?, encoded_slash))
 }
 
 #[cfg(test)]

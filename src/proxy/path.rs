@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use http::{Uri, uri::InvalidUri};
+
 /// A path in its one form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NormalPath<'a> {
@@ -32,6 +34,19 @@ enum Byte {
     Foreign,
     /// NUL, and what no request line holds.
     Never,
+}
+
+// === impl NormalPath ===
+
+impl NormalPath<'_> {
+    /// What a request asks for with this path and a query.
+    pub(super) fn target(self, query: Option<&str>) -> Result<Uri, InvalidUri> {
+        let target = match query {
+            Some(query) => format!("{}?{query}", self.text),
+            None => self.text.into_owned(),
+        };
+        target.try_into()
+    }
 }
 
 const BYTES: [Byte; 256] = {

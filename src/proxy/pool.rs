@@ -206,9 +206,7 @@ impl Lease {
         }
         self.passed_on = true;
     }
-}
 
-impl Lease {
     /// Makes a stream of it after an answer of 101: the connection carries no more requests, and its place is
     /// another one's.
     pub(super) fn into_stream(mut self) -> Option<(TcpStream, Bytes, StreamPlace)> {

@@ -4,7 +4,7 @@
 //! in any window as long as the cycle each share comes exactly as often as its weight, reduced, says; so with
 //! weights that add up to 100, or to a part of 100, any 100 requests are split exactly. Shares are spread evenly,
 //! never at random. A reload that does not change the shares goes on where the count stood.
-//! Neighbours: `table` compiles and carries over, `http` takes turns.
+//! Neighbours: `action` makes and carries over, `http` takes turns.
 
 use std::sync::{
     Arc,

@@ -341,9 +341,7 @@ impl Routing {
         }
         Ok(indexes)
     }
-}
 
-impl Routing {
     /// The turns of each split and mirror by its route's name, to be carried over.
     fn turns(&self) -> HashMap<&str, PreviousTurns<'_>> {
         let mut turns = HashMap::new();

@@ -57,6 +57,8 @@ static ALWAYS: [HeaderName; 9] = [
 pub(super) struct ForwardAuth {
     policy: document::ForwardAuth,
     target: Uri,
+    /// The fields that the service gets; none: all.
+    asked_with: Option<Vec<HeaderName>>,
     /// The service's place in the table.
     upstream: usize,
 }
@@ -67,7 +69,11 @@ impl ForwardAuth {
     pub(super) fn new(policy: &document::ForwardAuth, upstream: usize) -> ForwardAuth {
         // `config::check` has read it as one.
         let target = policy.path.parse().unwrap_or_else(|_| Uri::from_static("/"));
-        ForwardAuth { policy: policy.clone(), target, upstream }
+        let asked_with = policy.request_headers.as_ref().map(|names| {
+            let own = names.iter().filter(|name| !ALWAYS.contains(name));
+            ALWAYS.iter().chain(own).cloned().collect()
+        });
+        ForwardAuth { policy: policy.clone(), target, asked_with, upstream }
     }
 
     pub(super) async fn check(
@@ -110,11 +116,11 @@ impl ForwardAuth {
     }
 
     fn question(&self, parts: &Parts, uri: &Uri) -> HeaderMap {
-        let mut headers = match &self.policy.request_headers {
+        let mut headers = match &self.asked_with {
             None => parts.headers.clone(),
             Some(names) => {
-                let mut chosen = HeaderMap::with_capacity(names.len() + ALWAYS.len());
-                for name in ALWAYS.iter().chain(names.iter().filter(|name| !ALWAYS.contains(name))) {
+                let mut chosen = HeaderMap::with_capacity(names.len());
+                for name in names {
                     for value in parts.headers.get_all(name) {
                         chosen.append(name.clone(), value.clone());
                     }

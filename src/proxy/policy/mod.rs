@@ -18,7 +18,7 @@
 //! Invariants: a route without policies pays one branch; what can be decided at once is decided without an
 //! `async` function; the state of a policy is the node's, and outlives a document that does not change it.
 //! Policies see the head after hop-by-hop fields are gone (`headers::prepare_request`), so that a client cannot
-//! name away in `Connection` what a policy adds. Neighbours: `table` compiles, `http` calls.
+//! name away in `Connection` what a policy adds. Neighbours: `action` has them compiled, `http` calls.
 
 mod api_key;
 mod auth;
@@ -358,9 +358,7 @@ impl RoutePolicies {
         }
         Ok(())
     }
-}
 
-impl RoutePolicies {
     /// Spends the route's budgets: those that count by claim, or the others.
     fn spend(&self, request: &Passing<'_>, passed: &mut Passed, by_claim: bool) -> Result<(), ProxyError> {
         for (place, limit) in self.rate_limits.iter().enumerate() {

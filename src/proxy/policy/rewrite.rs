@@ -56,11 +56,7 @@ impl Rewrite {
         if normal.encoded_slash && !uri.path().contains("%2F") {
             return Err(BAD);
         }
-        let target = match uri.query() {
-            Some(query) => format!("{}?{query}", normal.text),
-            None => normal.text.into_owned(),
-        };
-        *uri = target.try_into().map_err(|_| BAD)?;
+        *uri = normal.target(uri.query()).map_err(|_| BAD)?;
         Ok(())
     }
 }
