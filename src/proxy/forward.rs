@@ -504,6 +504,11 @@ impl AnswerBody {
     /// The next piece for the client.
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         let Some(mut compressor) = self.compressor.take() else { return self.poll_content(cx) };
+        if compressor.is_tired() {
+            self.compressor = Some(compressor);
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let piece = compressor.poll_frame(|| self.poll_content(cx));
         self.compressor = Some(compressor);
         piece

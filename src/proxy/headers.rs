@@ -4,6 +4,8 @@
 //! (X-Forwarded-*, X-Real-IP, Via), and give every request an id and a trace. Invariant: what an untrusted peer
 //! says about itself is dropped before anything is added. Neighbours: `http` calls it in both directions.
 
+use std::net::IpAddr;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
@@ -104,12 +106,13 @@ fn is_well_formed_trace(trace: &[u8]) -> bool {
 
 // === requests ===
 
-/// Makes a client's head the endpoint's. `trusted`: the peer is a proxy whose word is believed.
+/// Makes a client's head the endpoint's. `vouched`: the peer is a proxy whose word is believed, and the client's
+/// address is this as far as trusted proxies vouch for it.
 pub(super) fn prepare_request(
     headers: &mut HeaderMap,
     peer: &Peer,
     request_id: &RequestId,
-    trusted: bool,
+    vouched: Option<IpAddr>,
     host: Option<&HeaderValue>,
 ) {
     // Once, not by doubling again and again.
@@ -123,8 +126,8 @@ pub(super) fn prepare_request(
     if takes_trailers {
         headers.insert(header::TE, TRAILERS);
     }
-    if trusted {
-        forward_as_trusted(headers, peer, host);
+    if let Some(client) = vouched {
+        forward_as_trusted(headers, peer, client, host);
     } else {
         headers.remove(FORWARDED);
         headers.remove(X_FORWARDED_PREFIX);
@@ -146,15 +149,12 @@ pub(super) fn prepare_request(
 }
 
 /// A trusted proxy's account is kept and continued.
-fn forward_as_trusted(headers: &mut HeaderMap, peer: &Peer, host: Option<&HeaderValue>) {
-    let first = headers.get(X_FORWARDED_FOR).and_then(|list| {
-        let list = list.to_str().ok()?;
-        let first = list.split(',').next()?.trim();
-        first.parse::<std::net::IpAddr>().is_ok().then(|| first.to_owned())
-    });
+fn forward_as_trusted(headers: &mut HeaderMap, peer: &Peer, client: IpAddr, host: Option<&HeaderValue>) {
     headers.append(X_FORWARDED_FOR, peer.ip.clone());
-    let real = first.and_then(|first| HeaderValue::try_from(first).ok());
-    headers.entry(X_REAL_IP).or_insert(real.unwrap_or_else(|| peer.ip.clone()));
+    // Never the list's first address: whoever is not trusted may have begun the list.
+    headers
+        .entry(X_REAL_IP)
+        .or_insert_with(|| HeaderValue::try_from(client.to_string()).unwrap_or_else(|_| peer.ip.clone()));
     headers.entry(X_FORWARDED_PROTO).or_insert(HTTP);
     headers.entry(X_FORWARDED_PORT).or_insert(peer.port.clone());
     if let Some(host) = host {
@@ -187,10 +187,7 @@ pub(super) fn add_forwarded(headers: &mut HeaderMap, peer: &Peer, host: Option<&
 pub(super) fn remove_shadows(headers: &mut HeaderMap) {
     let shadows = |name: &&HeaderName| {
         let name = name.as_str();
-        name.contains('_') && {
-            let dashed = name.replace('_', "-");
-            SPOKEN_FOR.iter().any(|known| known.as_str() == dashed) || headers.contains_key(&*dashed)
-        }
+        is_shadow(name) || name.contains('_') && headers.contains_key(&*name.replace('_', "-"))
     };
     let shadows: Vec<HeaderName> = headers.keys().filter(shadows).cloned().collect();
     for name in shadows {
@@ -198,12 +195,21 @@ pub(super) fn remove_shadows(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether a name stands for one that the gateway speaks for.
+fn is_shadow(name: &str) -> bool {
+    name.contains('_') && {
+        let dashed = name.replace('_', "-");
+        SPOKEN_FOR.iter().any(|known| known.as_str() == dashed)
+    }
+}
+
 /// What no client's field with another spelling stands for.
-const SPOKEN_FOR: [HeaderName; 24] = [
+const SPOKEN_FOR: [HeaderName; 25] = [
     X_FORWARDED_FOR,
     X_FORWARDED_PROTO,
     X_FORWARDED_HOST,
     X_FORWARDED_PORT,
+    X_FORWARDED_PREFIX,
     X_REAL_IP,
     X_REQUEST_ID,
     FORWARDED,
@@ -232,6 +238,10 @@ const SPOKEN_FOR: [HeaderName; 24] = [
 /// 6.5.1). hyper drops more, and what was not announced.
 pub(super) fn prepare_trailers(trailers: &mut HeaderMap) {
     for name in SPOKEN_FOR {
+        trailers.remove(name);
+    }
+    let shadows: Vec<HeaderName> = trailers.keys().filter(|name| is_shadow(name.as_str())).cloned().collect();
+    for name in shadows {
         trailers.remove(name);
     }
 }
@@ -307,7 +317,7 @@ fn has_token(list: &[u8], token: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn prepared(fields: &[(&'static str, &'static str)], trusted: bool) -> HeaderMap {
+    fn prepared(fields: &[(&'static str, &'static str)], vouched: Option<[u8; 4]>) -> HeaderMap {
         let mut headers = HeaderMap::new();
         for (name, value) in fields {
             headers.append(*name, HeaderValue::from_static(value));
@@ -315,7 +325,7 @@ mod tests {
         let peer = Peer { ip: HeaderValue::from_static("192.0.2.7"), port: HeaderValue::from(8080) };
         let id = RequestId::of(&headers, || 0xabc);
         let host = headers.get(header::HOST).cloned();
-        prepare_request(&mut headers, &peer, &id, trusted, host.as_ref());
+        prepare_request(&mut headers, &peer, &id, vouched.map(IpAddr::from), host.as_ref());
         headers
     }
 
@@ -335,7 +345,7 @@ mod tests {
                 ("te", "gzip, trailers"),
                 ("upgrade", "h2c"),
             ],
-            false,
+            None,
         );
         for gone in ["connection", "x-secret", "keep-alive", "upgrade"] {
             assert!(!headers.contains_key(gone), "{gone}");
@@ -354,7 +364,7 @@ mod tests {
                 ("x-real-ip", "10.0.0.1"),
                 ("forwarded", "for=10.0.0.1"),
             ],
-            false,
+            None,
         );
         assert_eq!(all(&headers, "x-forwarded-for"), ["192.0.2.7"]);
         assert_eq!(all(&headers, "x-real-ip"), ["192.0.2.7"]);
@@ -374,7 +384,7 @@ mod tests {
                 ("x-forwarded-proto", "https"),
                 ("via", "1.1 edge"),
             ],
-            true,
+            Some([10, 0, 0, 1]),
         );
         assert_eq!(all(&headers, "x-forwarded-for"), ["10.0.0.1", "192.0.2.7"]);
         assert_eq!(all(&headers, "x-real-ip"), ["10.0.0.1"]);
@@ -411,10 +421,10 @@ mod tests {
     #[test]
     fn ids_and_traces_are_kept_if_well_formed_and_made_otherwise() {
         const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let headers = prepared(&[("x-request-id", "order-7"), ("traceparent", TRACE)], false);
+        let headers = prepared(&[("x-request-id", "order-7"), ("traceparent", TRACE)], None);
         assert_eq!(all(&headers, "x-request-id"), ["order-7"]);
         assert_eq!(all(&headers, "traceparent"), [TRACE]);
-        let headers = prepared(&[("x-request-id", "a b\"<"), ("traceparent", "00-zz")], false);
+        let headers = prepared(&[("x-request-id", "a b\"<"), ("traceparent", "00-zz")], None);
         let id = all(&headers, "x-request-id").remove(0);
         assert_eq!(id, "0000000000000abc0000000000000abc");
         assert_eq!(all(&headers, "traceparent"), [format!("00-{id}-0000000000000abc-01")]);

@@ -505,6 +505,8 @@ async fn exchange(
     let until = route.timeout.map(|timeout| record.started + timeout);
     client.alarm.set_ceiling(until);
     let asked = upgrade::asked(&parts, !body.is_end_stream());
+    // Before `Connection` can name away what made it one: the route was chosen for that.
+    let is_preflight = policy::is_preflight(&parts.method, &parts.headers);
     prepare_head(client, view, route, &mut parts, host, request_id, record);
     if let Some(policies) = &route.policies {
         let address = record.client_address(&parts.headers, &routing.trusted_proxies);
@@ -514,6 +516,7 @@ async fn exchange(
             uri: &mut uri,
             client: address,
             at: record.started,
+            is_preflight,
             body_bytes_min: body.size_hint().lower(),
             figures: &client.worker.figures,
             request_id: &request_id.id,
@@ -553,6 +556,9 @@ async fn exchange(
     let terms = terms(route, service, &parts.headers, uri.path(), until, client_address);
     let upload = (!body.is_end_stream())
         .then(|| Upload::new(body, record, bytes_max, &routing.limits, timeouts.idle, terms.answer_within));
+    if let (Some(upload), Some(_)) = (&upload, &route.policies) {
+        upload.drop_trailers();
+    }
     let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
     // A copy of an upgrade would be a stream that nobody speaks on.
     if let Some(mirror) = &route.mirror
@@ -598,7 +604,8 @@ fn prepare_head(
             request_id.id = id;
         }
     }
-    headers::prepare_request(&mut parts.headers, &client.peer, request_id, trusted, host.as_ref());
+    let vouched = trusted.then(|| record.client_address(&parts.headers, &view.table.routing.trusted_proxies));
+    headers::prepare_request(&mut parts.headers, &client.peer, request_id, vouched, host.as_ref());
     if view.table.routing.forwarded {
         headers::add_forwarded(&mut parts.headers, &client.peer, host.as_ref());
     }
@@ -670,6 +677,8 @@ fn find_route(
 ) -> Result<usize, ProxyError> {
     let index = table.index(client.listener.id).ok_or(ProxyError::NoRoute)?;
     let host = host.and_then(|host| host.to_str().ok()).map_or("", without_port);
+    // A name that ends with the root is the same name (RFC 1034, section 3.1), and endpoints take it so.
+    let host = host.strip_suffix('.').unwrap_or(host);
     let (path, query) = (uri.path(), uri.query());
     match index.find(&Asked { host, path, query, method, headers: &parts.headers }) {
         Found::Route(place) => Ok(place),
@@ -694,8 +703,9 @@ fn without_port(host: &str) -> &str {
     }
 }
 
-const BAD_PATH: ProxyError =
-    ProxyError::Malformed("the path has an encoded slash, a NUL or a broken percent-encoding");
+const BAD_PATH: ProxyError = ProxyError::Malformed(
+    "the path has an encoded slash, a hidden dot segment, a NUL or a broken percent-encoding",
+);
 
 /// The target as it is routed and sent, path in its one form, and query; and whether the path has an encoded
 /// slash. Nothing is allocated where the client sent it so.

@@ -68,14 +68,14 @@ const BYTES: [Byte; 256] = {
 
 /// The one form: no dot segments, no doubled slashes, unreserved characters (RFC 3986, section 2.3) not
 /// percent-encoded, all that has no place in a path percent-encoded, in capitals. A NUL and a broken
-/// percent-encoding are refused, and so is an encoded slash beside a dot segment, which an endpoint that decodes
-/// it would climb by. Borrowed if it is in that form already.
+/// percent-encoding are refused, and so are dot segments that only some endpoints see: beside an encoded slash or
+/// backslash, or before a parameter (`..;`), which servlets cut off. Borrowed if it is in that form already.
 pub(super) fn normalize(path: &str) -> Result<NormalPath<'_>, BadPath> {
     if is_normal(path.as_bytes()) {
         return Ok(NormalPath { text: path.into(), encoded_slash: false });
     }
     let (decoded, encoded_slash) = decode_unreserved(path.as_bytes())?;
-    if encoded_slash && decoded.split('/').any(hides_a_dot_segment) {
+    if decoded.split('/').any(hides_a_dot_segment) {
         return Err(BadPath);
     }
     let mut normal = String::with_capacity(decoded.len() + 1);
@@ -98,10 +98,10 @@ pub(super) fn normalize(path: &str) -> Result<NormalPath<'_>, BadPath> {
 }
 
 fn hides_a_dot_segment(segment: &str) -> bool {
-    let mut parts = segment.split("%2F").peekable();
-    let first = parts.next();
-    // A segment without an encoded slash hides nothing: it is resolved.
-    parts.peek().is_some() && first.into_iter().chain(parts).any(|part| matches!(part, "." | ".."))
+    // One that is a dot segment as it stands hides nothing: it is resolved.
+    let parts = segment.split("%2F").flat_map(|part| part.split("%5C"));
+    let is_dots = |part: &str| matches!(part.split(';').next(), Some("." | ".."));
+    !matches!(segment, "." | "..") && { parts }.any(is_dots)
 }
 
 fn is_normal(path: &[u8]) -> bool {
@@ -112,7 +112,7 @@ fn is_normal(path: &[u8]) -> bool {
             Byte::Slash if after_slash => return false,
             Byte::Slash => after_slash = true,
             // `/.well-known` is normal; whatever could be a dot segment is looked at closely.
-            Byte::Dot if after_slash && matches!(path.get(place + 1), None | Some(b'/' | b'.')) => {
+            Byte::Dot if after_slash && matches!(path.get(place + 1), None | Some(b'/' | b'.' | b';')) => {
                 return false;
             }
             Byte::Dot => after_slash = false,
@@ -180,13 +180,21 @@ mod tests {
             ("/a/", Some("/a/")),
             ("/a/.", Some("/a/")),
             ("/..a/.b./c..", Some("/..a/.b./c..")),
-            ("/a\\..\\b", Some("/a%5C..%5Cb")),
+            ("/a\\b", Some("/a%5Cb")),
+            ("/a;x=1/b;..", Some("/a;x=1/b;..")),
+            ("/...;/..a;", Some("/...;/..a;")),
             ("/a%5c\"{b}|^`", Some("/a%5C%22%7Bb%7D%7C%5E%60")),
             ("/ä", Some("/%C3%A4")),
             ("/%c3%a4", Some("/%C3%A4")),
             ("/a%252fb", Some("/a%252fb")),
             ("/a%00", None),
             ("/a%zz", None),
+            ("/a\\..\\b", None),
+            ("/a/..%5cb", None),
+            ("/.%5Cb", None),
+            ("/a/..;/b", None),
+            ("/.;x/b", None),
+            ("/a/%2e%2e;", None),
             ("/a%2", None),
             ("/a%", None),
             ("/a\u{0}", None),
@@ -232,8 +240,8 @@ mod tests {
             "{path:?}: {text:?}"
         );
         // Nor is there one for an endpoint that decodes slashes.
-        let climbs =
-            text.split('/').flat_map(|part| part.split("%2F")).any(|part| matches!(part, "." | ".."));
+        let climbs = text.split('/').flat_map(|part| part.split("%2F")).flat_map(|part| part.split("%5C"));
+        let climbs = { climbs }.any(|part| matches!(part.split(';').next(), Some("." | "..")));
         assert!(!climbs && !text.contains("%2e") && !text.contains("%2E"), "{path:?}: {text:?}");
         assert!(normal.encoded_slash || !text.contains("%2F"), "{path:?}: {text:?}");
         let again = normalize(text).map(|again| again.text.into_owned());

@@ -58,6 +58,8 @@ pub(super) struct Upload {
     /// It is the client that everyone waits for.
     waits: Cell<bool>,
     failure: RefCell<Option<ProxyError>>,
+    /// Policies have judged the head: no field comes after them.
+    drops_trailers: Cell<bool>,
     /// A copy that grows with it.
     copy: RefCell<Option<Copy>>,
 }
@@ -139,6 +141,7 @@ impl Upload {
             ended: Cell::new(false),
             waits: Cell::new(false),
             failure: RefCell::new(None),
+            drops_trailers: Cell::new(false),
             copy: RefCell::new(None),
         })
     }
@@ -147,6 +150,12 @@ impl Upload {
     pub(super) fn body(self: &Rc<Self>, task: &Rc<Task>) -> RequestBody {
         *self.task.borrow_mut() = Some(Rc::clone(task));
         RequestBody(Source::Client(Rc::clone(self)))
+    }
+
+    /// Has the endpoint not see trailers: one that merges them with the head would believe what policies have taken
+    /// out of it, or set.
+    pub(super) fn drop_trailers(&self) {
+        self.drops_trailers.set(true);
     }
 
     /// Lets a copy grow with it, and be sent when it is whole.
@@ -195,6 +204,9 @@ impl Upload {
         let frame = match frame {
             Some(Ok(mut frame)) => {
                 if let Some(trailers) = frame.trailers_mut() {
+                    if self.drops_trailers.get() {
+                        trailers.clear();
+                    }
                     headers::prepare_trailers(trailers);
                 }
                 frame

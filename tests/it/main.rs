@@ -8,6 +8,7 @@ mod admin_api;
 mod auth;
 mod bad_input;
 mod balance;
+mod bypass;
 mod cli;
 mod config_apply;
 mod harness;

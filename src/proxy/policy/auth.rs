@@ -89,18 +89,26 @@ impl Auth {
 
 // === what they share ===
 
-/// Takes fields away that only the gateway may set, also where `_` stands for `-`: servers that hand fields on as
-/// variables (CGI, WSGI, FastCGI) cannot tell them apart.
+/// Takes fields away that only the gateway may set, and their twins.
 pub(super) fn strip(headers: &mut HeaderMap, names: &[HeaderName]) {
     for name in names {
         headers.remove(name);
     }
+    remove_twins(headers, || names.iter());
+}
+
+/// Takes fields away whose names are these with `_` for `-`: servers that hand fields on as variables (CGI, WSGI,
+/// FastCGI) cannot tell them apart.
+pub(super) fn remove_twins<'a, I: Iterator<Item = &'a HeaderName>>(
+    headers: &mut HeaderMap,
+    names: impl Fn() -> I,
+) {
     let alike = |name: &HeaderName| {
         let same = |known: &HeaderName| {
             let dash = |byte: u8| if byte == b'_' { b'-' } else { byte };
             known.as_str().bytes().map(dash).eq(name.as_str().bytes().map(dash))
         };
-        names.iter().any(same)
+        names().any(same)
     };
     let has_underscore = |name: &&HeaderName| name.as_str().contains('_');
     let twins: Vec<HeaderName> =
@@ -120,6 +128,10 @@ pub(super) fn credential<'a>(headers: &'a HeaderMap, scheme: &str) -> Result<Opt
     }
     let text = value.to_str().map_err(|_| "Authorization is malformed")?;
     let (known, credential) = text.split_once(' ').unwrap_or((text, ""));
+    // Some endpoints take a tab for the space after the scheme: what is no bearer token here would be one there.
+    if known.contains('\t') {
+        return Err("Authorization is malformed");
+    }
     if !known.eq_ignore_ascii_case(scheme) {
         return Ok(None);
     }
@@ -164,6 +176,7 @@ mod tests {
         for bad in [
             &["Bearer"][..],
             &["Bearer "],
+            &["Bearer\tabc"],
             &["Bearer a b"],
             &["Bearer a,b"],
             &["Bearer a", "Bearer a"],

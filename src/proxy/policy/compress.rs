@@ -22,6 +22,8 @@ use crate::config::document::{Coding, Compress};
 
 /// Enough of a piece to be sent on its own.
 const PIECE: usize = 16 << 10;
+/// What is taken in before the worker's other tasks have their turn: a few milliseconds' work.
+const TURN: usize = 16 * PIECE;
 /// How far back an encoder looks: a window of 256 KiB, which is most of what a stream costs.
 const WINDOW_LOG: u32 = 18;
 /// Levels for content made at the moment: about what nginx's and Envoy's defaults spend.
@@ -42,6 +44,8 @@ pub(in super::super) struct Compressor {
     encoder: Option<Encoder>,
     /// Taken in since the last flush.
     unflushed: bool,
+    /// Taken in during this turn.
+    taken: usize,
     trailers: Option<HeaderMap>,
 }
 
@@ -195,7 +199,7 @@ impl Compressor {
                 Encoder::Zstd(encoder)
             }
         };
-        Some(Self { encoder: Some(encoder), unflushed: false, trailers: None })
+        Some(Self { encoder: Some(encoder), unflushed: false, taken: 0, trailers: None })
     }
 
     /// The next piece of the encoded body; `poll_content` is the body's.
@@ -203,10 +207,12 @@ impl Compressor {
         &mut self,
         mut poll_content: impl FnMut() -> Poll<Option<io::Result<Frame<Bytes>>>>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let mut taken = 0;
         while let Some(encoder) = &mut self.encoder {
             let frame = match poll_content() {
-                Poll::Pending if !self.unflushed => return Poll::Pending,
+                Poll::Pending if !self.unflushed => {
+                    self.taken = 0;
+                    return Poll::Pending;
+                }
                 Poll::Pending => {
                     self.unflushed = false;
                     return Poll::Ready(Some(encoder.flush().map(|()| Frame::data(encoder.take()))));
@@ -222,13 +228,13 @@ impl Compressor {
                     if let Err(error) = encoder.write(&data) {
                         return Poll::Ready(Some(Err(error)));
                     }
-                    taken += data.len();
+                    self.taken += data.len();
                     self.unflushed = true;
                     if encoder.ready() >= PIECE {
                         return Poll::Ready(Some(Ok(Frame::data(encoder.take()))));
                     }
-                    // Content that leaves nothing to send must not keep the other tasks waiting.
-                    if taken >= 16 * PIECE {
+                    // Content that leaves nothing to send does not go on for ever.
+                    if self.taken >= TURN {
                         self.unflushed = false;
                         return Poll::Ready(Some(encoder.flush().map(|()| Frame::data(encoder.take()))));
                     }
@@ -241,6 +247,15 @@ impl Compressor {
             }
         }
         Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    /// Whether it has worked for a whole turn: a fast endpoint with a fast client would keep the other tasks waiting.
+    pub(in super::super) fn is_tired(&mut self) -> bool {
+        let is_tired = self.taken >= TURN;
+        if is_tired {
+            self.taken = 0;
+        }
+        is_tired
     }
 
     /// Whether the last piece has been taken.
@@ -383,6 +398,24 @@ mod tests {
         assert!(begin(&policy, None, StatusCode::OK, &mut headers, Some(5_000)).is_none());
         assert_eq!(headers.remove(header::VARY).unwrap(), "Accept-Encoding");
         assert_eq!(headers, plain);
+    }
+
+    #[test]
+    fn other_tasks_have_their_turn_however_fast_the_content_comes() {
+        let mut compressor = Compressor::new(Coding::Gzip).unwrap();
+        let content = Bytes::from(vec![b'a'; PIECE]);
+        let mut turns = 0;
+        let mut pieces = 0;
+        while pieces < 4 * TURN / PIECE {
+            let piece = compressor.poll_frame(|| {
+                pieces += 1;
+                Poll::Ready(Some(Ok(Frame::data(content.clone()))))
+            });
+            assert!(piece.is_ready());
+            turns += usize::from(compressor.is_tired());
+        }
+        assert_eq!(turns, 4);
+        assert!(!compressor.is_tired(), "a turn is told once");
     }
 
     fn decoded(coding: Coding, encoded: &[u8]) -> Vec<u8> {

@@ -96,6 +96,10 @@ impl ForwardAuth {
             tracing::debug!(service = %self.policy.service, ?error, "who may pass cannot be asked");
             ProxyError::AuthUnavailable("the service that says who may pass does not answer")
         })?;
+        if head.status.is_informational() {
+            // 101: nobody asked it to speak another protocol.
+            return Err(ProxyError::AuthUnavailable("the service that says who may pass gave no answer"));
+        }
         if !head.status.is_success() {
             headers::prepare_answer(&mut head.headers);
             head.headers.remove(header::CONTENT_LENGTH);

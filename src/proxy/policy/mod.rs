@@ -126,6 +126,8 @@ pub(super) struct Passing<'a> {
     pub(super) client: IpAddr,
     /// When it came.
     pub(super) at: Instant,
+    /// A browser asks what it may ask.
+    pub(super) is_preflight: bool,
     /// The least that its body is long.
     pub(super) body_bytes_min: u64,
     pub(super) figures: &'a Figures,
@@ -292,7 +294,7 @@ impl RoutePolicies {
             self.ip_filter.check(request.client)?;
         }
         if let Some(cors) = &self.cors
-            && is_preflight(&request.parts.method, &request.parts.headers)
+            && request.is_preflight
         {
             return Ok(Some(cors.preflight(&request.parts.headers)));
         }
@@ -351,9 +353,12 @@ impl RoutePolicies {
             self.rewrite.apply(request.uri, &mut request.parts.headers)?;
         }
         if let Some(policy) = &self.request_id {
+            auth::remove_twins(&mut request.parts.headers, || std::iter::once(&policy.header));
             request.parts.headers.insert(policy.header.clone(), request.request_id.clone());
         }
         for edit in &self.request_headers {
+            let spoken_for = || edit.remove.iter().chain(edit.set.iter().map(|(name, _)| name));
+            auth::remove_twins(&mut request.parts.headers, spoken_for);
             headers::edit(&mut request.parts.headers, edit);
         }
         Ok(())
