@@ -22,8 +22,10 @@ use crate::config::document::{Coding, Compress};
 
 /// Enough of a piece to be sent on its own.
 const PIECE: usize = 16 << 10;
-/// What is taken in before the worker's other tasks have their turn: a few milliseconds' work.
-const TURN: usize = 16 * PIECE;
+/// What is taken in before the worker's other tasks have their turn: about a millisecond's work.
+const TURN: usize = 4 * PIECE;
+/// What is taken in before something is sent, however little it comes to.
+const FLUSH: usize = 16 * PIECE;
 /// How far back an encoder looks: a window of 256 KiB, which is most of what a stream costs.
 const WINDOW_LOG: u32 = 18;
 /// Levels for content made at the moment: about what nginx's and Envoy's defaults spend.
@@ -234,7 +236,7 @@ impl Compressor {
                         return Poll::Ready(Some(Ok(Frame::data(encoder.take()))));
                     }
                     // Content that leaves nothing to send does not go on for ever.
-                    if self.taken >= TURN {
+                    if self.taken >= FLUSH {
                         self.unflushed = false;
                         return Poll::Ready(Some(encoder.flush().map(|()| Frame::data(encoder.take()))));
                     }
@@ -406,7 +408,7 @@ mod tests {
         let content = Bytes::from(vec![b'a'; PIECE]);
         let mut turns = 0;
         let mut pieces = 0;
-        while pieces < 4 * TURN / PIECE {
+        while pieces < 4 * FLUSH / PIECE {
             let piece = compressor.poll_frame(|| {
                 pieces += 1;
                 Poll::Ready(Some(Ok(Frame::data(content.clone()))))
