@@ -121,9 +121,27 @@ fn scalar<'a>(field: &Field<'a>) -> Option<&'a str> {
     }
 }
 
-fn count(section: &Section<'_>, key: &str, from: u64, to: u64, default: usize) -> usize {
+fn count<T: TryFrom<u64>>(section: &Section<'_>, key: &str, from: u64, to: u64, default: T) -> T {
     let number = section.get(key).and_then(|field| field.integer(from, to));
-    number.and_then(|number| usize::try_from(number).ok()).unwrap_or(default)
+    number.and_then(|number| T::try_from(number).ok()).unwrap_or(default)
+}
+
+/// The items of a list that is of no use without any; `empty` is what an empty one is told.
+fn items<'a>(field: &Field<'a>, expected: &str, empty: (&str, &str)) -> Vec<Field<'a>> {
+    let items = field.list(expected).unwrap_or_default();
+    if items.is_empty() && matches!(field.node.value, yaml::Value::List(_)) {
+        field.problem(empty.0, Some(empty.1.into()));
+    }
+    items
+}
+
+fn networks(items: &[Field<'_>]) -> Vec<IpNetwork> {
+    let mut networks = Vec::with_capacity(items.len());
+    for item in items {
+        let Some(text) = item.text_as("an IP address or a range such as 10.0.0.0/8") else { continue };
+        networks.extend(accept(item, address::network(text)));
+    }
+    networks
 }
 
 // === trusted_proxies, limits ===
@@ -144,13 +162,8 @@ const LIMITS: Keys = Keys {
 };
 
 fn trusted_proxies(top: &Section<'_>) -> Vec<IpNetwork> {
-    let Some(field) = top.get("trusted_proxies") else { return Vec::new() };
-    let mut networks = Vec::new();
-    for item in field.list("addresses and ranges").unwrap_or_default() {
-        let Some(text) = item.text_as("an IP address or a range such as 10.0.0.0/8") else { continue };
-        networks.extend(accept(&item, address::network(text)));
-    }
-    networks
+    let items = top.get("trusted_proxies").and_then(|field| field.list("addresses and ranges"));
+    networks(&items.unwrap_or_default())
 }
 
 fn limits(top: &Section<'_>) -> Limits {

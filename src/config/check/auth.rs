@@ -24,7 +24,7 @@ use super::{
         problem::shown,
         yaml::Value,
     },
-    accept,
+    accept, items,
     policies::editable,
     timeout,
 };
@@ -102,12 +102,9 @@ fn algorithms(section: &Section<'_>) -> Vec<Algorithm> {
         section.field.problem("`algorithms` is missing", Some(suggestion.into()));
         return Vec::new();
     };
-    let items = field.list("algorithms").unwrap_or_default();
-    if items.is_empty() && matches!(field.node.value, Value::List(_)) {
-        field.problem("the list is empty", Some("name what the issuer signs with, such as RS256".into()));
-    }
     let mut algorithms: Vec<Algorithm> = Vec::new();
-    for item in items {
+    let empty = ("the list is empty", "name what the issuer signs with, such as RS256");
+    for item in items(field, "algorithms", empty) {
         let Some(text) = item.text_as("an algorithm such as RS256") else { continue };
         let Some(algorithm) = jose::algorithm(text) else {
             let (problem, suggestion) = if text.eq_ignore_ascii_case("none") {

@@ -11,14 +11,13 @@ use super::{
     super::{
         address,
         document::{
-            Budget, BudgetKey, Coding, Compress, Cors, HeaderEdit, IpNetwork, Origin, Policy, PolicyKind,
+            Budget, BudgetKey, Coding, Compress, Cors, HeaderEdit, Origin, Policy, PolicyKind,
             RequestIdPolicy, Service, TrustId,
         },
         field::{Field, Keys, Section, written},
         problem::shown,
-        yaml,
     },
-    TIMEOUT_MAX, accept, auth,
+    TIMEOUT_MAX, accept, auth, items, networks,
 };
 
 pub(super) const POLICY: Keys = Keys {
@@ -121,9 +120,12 @@ fn policy(
         kinds.extend(prefix("add_prefix").map(PolicyKind::AddPrefix));
         let compress = section.section("compress", COMPRESS);
         kinds.extend(compress.map(|section| PolicyKind::Compress(compression(&section))));
-        let networks = |key| section.get(key).map(networks);
-        kinds.extend(networks("ip_allow").map(PolicyKind::IpAllow));
-        kinds.extend(networks("ip_deny").map(PolicyKind::IpDeny));
+        let listed = |key| {
+            let empty = ("the list is empty", "name an address or a range such as 10.0.0.0/8");
+            Some(networks(&items(section.get(key)?, "addresses and ranges", empty)))
+        };
+        kinds.extend(listed("ip_allow").map(PolicyKind::IpAllow));
+        kinds.extend(listed("ip_deny").map(PolicyKind::IpDeny));
         let kind = |key, keys| section.section(key, keys);
         kinds.extend(kind("jwt", auth::JWT).and_then(|section| auth::jwt(&section)).map(PolicyKind::Jwt));
         kinds.extend(
@@ -199,21 +201,6 @@ fn request_id_policy(section: &Section<'_>) -> RequestIdPolicy {
     }
 }
 
-// === ip_allow, ip_deny ===
-
-fn networks(field: &Field<'_>) -> Vec<IpNetwork> {
-    let items = field.list("addresses and ranges").unwrap_or_default();
-    if items.is_empty() && matches!(field.node.value, yaml::Value::List(_)) {
-        field.problem("the list is empty", Some("name an address or a range such as 10.0.0.0/8".into()));
-    }
-    let mut networks = Vec::with_capacity(items.len());
-    for item in items {
-        let Some(text) = item.text_as("an IP address or a range such as 10.0.0.0/8") else { continue };
-        networks.extend(accept(&item, address::network(text)));
-    }
-    networks
-}
-
 // === cors ===
 
 fn cors(section: &Section<'_>) -> Option<Cors> {
@@ -244,11 +231,8 @@ fn cors(section: &Section<'_>) -> Option<Cors> {
 
 /// Whether all are allowed, and those that are.
 fn origins(field: &Field<'_>) -> (bool, Vec<Origin>) {
-    let items = field.list("origins").unwrap_or_default();
-    if items.is_empty() && matches!(field.node.value, yaml::Value::List(_)) {
-        let suggestion = "name an origin such as https://app.example.com, or \"*\" for all";
-        field.problem("the list is empty", Some(suggestion.into()));
-    }
+    let empty = ("the list is empty", "name an origin such as https://app.example.com, or \"*\" for all");
+    let items = items(field, "origins", empty);
     let mut origins = Vec::with_capacity(items.len());
     let mut any = false;
     for item in items {

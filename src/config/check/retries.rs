@@ -6,7 +6,7 @@ use super::{
         field::{Field, Keys, Section},
         problem::shown,
     },
-    TIMEOUT_MAX, scalar,
+    TIMEOUT_MAX, count, items, scalar,
 };
 
 pub(super) const RETRIES: Keys = Keys { known: &["attempts", "on", "backoff", "budget_percent"], later: &[] };
@@ -16,28 +16,21 @@ const ATTEMPTS_MAX: u64 = 10;
 
 pub(super) fn retries(section: &Section<'_>) -> Retries {
     let default = Retries::default();
-    let number = |key, from, to, default| {
-        let number = section.get(key).and_then(|field| field.integer(from, to));
-        number.and_then(|number| u32::try_from(number).ok()).unwrap_or(default)
-    };
     let backoff =
         section.get("backoff").and_then(|field| field.duration(std::time::Duration::ZERO, TIMEOUT_MAX));
     Retries {
-        attempts: number("attempts", 1, ATTEMPTS_MAX, default.attempts),
+        attempts: count(section, "attempts", 1, ATTEMPTS_MAX, default.attempts),
         on: section.get("on").map_or(default.on, on),
         backoff: backoff.unwrap_or(default.backoff),
-        budget_percent: number("budget_percent", 0, 100, default.budget_percent),
+        budget_percent: count(section, "budget_percent", 0, 100, default.budget_percent),
     }
 }
 
 fn on(field: &Field<'_>) -> RetryOn {
     const WORDS: [&str; 6] = ["connect", "reset", "timeout", "502", "503", "504"];
     let mut on = RetryOn::default();
-    let items = field.list("failures").unwrap_or_default();
-    if items.is_empty() && matches!(field.node.value, super::yaml::Value::List(_)) {
-        field.problem("the list is empty, so nothing would be sent again", Some("remove `retries`".into()));
-    }
-    for item in items {
+    let empty = ("the list is empty, so nothing would be sent again", "remove `retries`");
+    for item in items(field, "failures", empty) {
         let word = scalar(&item).unwrap_or_default();
         let kind = match word {
             "connect" => &mut on.connect,

@@ -17,9 +17,8 @@ use super::{
         field::{Field, Keys, Section},
         path_regex,
         problem::shown,
-        yaml,
     },
-    accept, actions,
+    accept, actions, items,
     policies::route_policies,
     retries::{RETRIES, retries},
     timeout,
@@ -153,11 +152,11 @@ fn route(
 }
 
 fn route_listeners(field: &Field<'_>, declared: &BTreeMap<String, Listener>) -> Vec<String> {
-    let items = field.list("listener names").unwrap_or_default();
-    if items.is_empty() && matches!(field.node.value, yaml::Value::List(_)) {
-        let suggestion = "leave `listeners` out for every HTTP listener, or name one";
-        field.problem("the list is empty, so the route could not be reached", Some(suggestion.into()));
-    }
+    let empty = (
+        "the list is empty, so the route could not be reached",
+        "leave `listeners` out for every HTTP listener, or name one",
+    );
+    let items = items(field, "listener names", empty);
     let mut names: Vec<String> = Vec::with_capacity(items.len());
     for item in items {
         let Some(name) = item.text_as("the name of a listener") else { continue };

@@ -15,9 +15,8 @@ use super::{
         },
         field::{Field, Keys, Section},
         problem::shown,
-        yaml,
     },
-    TIMEOUT_MAX, accept, count, scalar, timeout,
+    TIMEOUT_MAX, accept, count, items, scalar, timeout,
 };
 
 pub(super) const SERVICE: Keys = Keys {
@@ -125,13 +124,13 @@ fn health_check(section: &Section<'_>) -> HealthCheck {
         Probe::Http { path, expect: section.get("expect").map_or_else(|| vec![200..=299], codes) }
     };
     let interval = section.get("interval").and_then(|field| field.duration(INTERVAL_MIN, TIMEOUT_MAX));
-    let count = |key, default: u32| small(section, key, 1, 1_000, default);
+    let probes = |key, default| count(section, key, 1, 1_000, default);
     HealthCheck {
         probe,
         interval: interval.unwrap_or(default.interval),
         timeout: section.get("timeout").and_then(timeout).unwrap_or(default.timeout),
-        unhealthy_after: count("unhealthy_after", default.unhealthy_after),
-        healthy_after: count("healthy_after", default.healthy_after),
+        unhealthy_after: probes("unhealthy_after", default.unhealthy_after),
+        healthy_after: probes("healthy_after", default.healthy_after),
     }
 }
 
@@ -149,10 +148,8 @@ fn probe_path(field: &Field<'_>) -> Option<String> {
 
 /// `[200, 300-399]`
 fn codes(field: &Field<'_>) -> Vec<RangeInclusive<u16>> {
-    let items = field.list("status codes").unwrap_or_default();
-    if items.is_empty() && matches!(field.node.value, yaml::Value::List(_)) {
-        field.problem("the list is empty, so no answer would be good", Some("write [200-299]".into()));
-    }
+    let empty = ("the list is empty, so no answer would be good", "write [200-299]");
+    let items = items(field, "status codes", empty);
     let mut codes = Vec::with_capacity(items.len());
     for item in items {
         let text = scalar(&item).unwrap_or_default();
@@ -172,9 +169,9 @@ fn codes(field: &Field<'_>) -> Vec<RangeInclusive<u16>> {
 fn outlier(section: &Section<'_>) -> Outlier {
     let default = Outlier::default();
     Outlier {
-        consecutive_errors: small(section, "consecutive_errors", 1, 1_000_000, default.consecutive_errors),
+        consecutive_errors: count(section, "consecutive_errors", 1, 1_000_000, default.consecutive_errors),
         eject_for: section.get("eject_for").and_then(timeout).unwrap_or(default.eject_for),
-        max_ejected_percent: small(section, "max_ejected_percent", 0, 100, default.max_ejected_percent),
+        max_ejected_percent: count(section, "max_ejected_percent", 0, 100, default.max_ejected_percent),
     }
 }
 
@@ -182,9 +179,9 @@ fn breaker(section: &Section<'_>) -> CircuitBreaker {
     let default = CircuitBreaker::default();
     let time = |key, default| section.get(key).and_then(timeout).unwrap_or(default);
     CircuitBreaker {
-        failures: small(section, "failures", 1, 1_000_000, default.failures),
+        failures: count(section, "failures", 1, 1_000_000, default.failures),
         window: time("window", default.window),
-        successes: small(section, "successes", 1, 1_000_000, default.successes),
+        successes: count(section, "successes", 1, 1_000_000, default.successes),
         open_for: time("open_for", default.open_for),
     }
 }
@@ -197,11 +194,6 @@ fn sticky(section: &Section<'_>) -> Option<Sticky> {
     let cookie = cookie_name(field, field.text_as("the name of a cookie")?)?;
     let ttl = section.get("ttl").and_then(|field| field.duration(Duration::from_secs(1), TTL_MAX));
     Some(Sticky { cookie, ttl })
-}
-
-fn small(section: &Section<'_>, key: &str, from: u64, to: u64, default: u32) -> u32 {
-    let number = section.get(key).and_then(|field| field.integer(from, to));
-    number.and_then(|number| u32::try_from(number).ok()).unwrap_or(default)
 }
 
 fn proxy_protocol(field: &Field<'_>) -> Option<ProxyProtocol> {
@@ -299,11 +291,10 @@ fn timeouts(service: &Section<'_>) -> Timeouts {
 fn pool(service: &Section<'_>) -> Pool {
     let default = Pool::default();
     let Some(section) = service.section("pool", POOL) else { return default };
-    let count = |key, from, default| count(&section, key, from, 1_000_000, default);
     Pool {
-        max_idle: count("max_idle", 0, default.max_idle),
+        max_idle: count(&section, "max_idle", 0, 1_000_000, default.max_idle),
         idle_timeout: section.get("idle_timeout").and_then(timeout).unwrap_or(default.idle_timeout),
-        max_connections: count("max_connections", 1, default.max_connections),
-        max_streams: count("max_connections", 1, default.max_streams),
+        max_connections: count(&section, "max_connections", 1, 1_000_000, default.max_connections),
+        max_streams: count(&section, "max_connections", 1, 1_000_000, default.max_streams),
     }
 }

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// The problems of a document, one a line as `gogate check` prints them; nothing when it is valid.
-fn check(text: &str, expected: &str) {
+pub(super) fn check(text: &str, expected: &str) {
     let problems = match document(text) {
         Ok(_) => String::new(),
         Err(problems) => problems.iter().map(|p| p.in_file("f") + "\n").collect(),

@@ -8,19 +8,11 @@ use super::super::{
         jose::Algorithm,
     },
     Document, document,
+    tests::check,
 };
 
 const BCRYPT: &str = "$2b$05$xSDFDm4f40x70jJMg/StdO6u92XmuCB5.MBF3lSI0tlsTWkTKF/qO";
 const SHA256: &str = "0123456789abcdef0123456789ABCDEF0123456789abcdef0123456789abcdef";
-
-fn check(text: &str, expected: &str) {
-    let problems = match document(text) {
-        Ok(_) => String::new(),
-        Err(problems) => problems.iter().map(|p| p.in_file("f") + "\n").collect(),
-    };
-    let expected: String = expected.lines().map(|line| line.trim_start().to_owned() + "\n").collect();
-    assert_eq!(problems, expected, "for the document:\n{text}");
-}
 
 /// A document whose line 1 declares policy `p`.
 fn document_of(policy: &str) -> String {

@@ -7,20 +7,17 @@ use super::super::{
     document,
 };
 
+fn document_of(listeners: &str) -> String {
+    format!("services: {{ a: {{}}, b: {{}} }}\nlisteners:\n{listeners}")
+}
+
 /// The problems of a document whose line 1 declares services `a` and `b`, one a line.
 fn check(listeners: &str, expected: &str) {
-    let text = format!("services: {{ a: {{}}, b: {{}} }}\nlisteners:\n{listeners}");
-    let problems = match document(&text) {
-        Ok(_) => String::new(),
-        Err(problems) => problems.iter().map(|p| p.in_file("f") + "\n").collect(),
-    };
-    let expected: String = expected.lines().map(|line| line.trim_start().to_owned() + "\n").collect();
-    assert_eq!(problems, expected, "for the document:\n{text}");
+    super::super::tests::check(&document_of(listeners), expected);
 }
 
 fn valid(listeners: &str) -> Document {
-    let text = format!("services: {{ a: {{}}, b: {{}} }}\nlisteners:\n{listeners}");
-    document(&text).unwrap_or_else(|problems| panic!("{problems:#?}"))
+    document(&document_of(listeners)).unwrap_or_else(|problems| panic!("{problems:#?}"))
 }
 
 #[test]

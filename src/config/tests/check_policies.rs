@@ -3,18 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    super::{Document, document},
+    super::{Document, document, tests::check},
     *,
 };
-
-fn check(text: &str, expected: &str) {
-    let problems = match document(text) {
-        Ok(_) => String::new(),
-        Err(problems) => problems.iter().map(|p| p.in_file("f") + "\n").collect(),
-    };
-    let expected: String = expected.lines().map(|line| line.trim_start().to_owned() + "\n").collect();
-    assert_eq!(problems, expected, "for the document:\n{text}");
-}
 
 /// A document whose line 1 declares policy `p` and line 2 a route that has it.
 fn check_policy(policy: &str, expected: &str) {
