@@ -12,8 +12,9 @@
 //! 4. [`headers`] makes the client's head the endpoint's; the route's policies run, in [`policy`]'s order.
 //! 5. The route sends it to a service, to one of several in turns ([`split`]), or answers itself ([`fixed`]);
 //!    a copy may go to another service ([`mirror`]).
-//! 6. [`balance`] chooses the endpoint, [`pool`] lends a connection or opens one; [`forward`] sends, and decides
-//!    whether a failure may be met by sending again; [`upload`] streams the body.
+//! 6. [`upstream`] chooses the endpoint, by [`balance`] and [`sticky`], among those that [`endpoint`] has nothing
+//!    against ([`health`], [`outlier`], [`breaker`]); [`pool`] lends a connection or opens one; [`forward`] sends, and
+//!    [`retry`] decides whether a failure may be met by sending again; [`upload`] streams the body.
 //! 7. The answer streams back ([`forward::AnswerBody`]); its connection returns to the pool.
 //! 8. A failure at any step is one [`error::ProxyError`], and [`error`] alone makes it an answer. After
 //!    a 101 that was asked for, [`upgrade`] carries what follows with [`relay`].
