@@ -22,14 +22,12 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::{
-    io::AsyncWriteExt,
-    net::{TcpStream, ToSocketAddrs},
-};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::{
     framing::answer::Due,
     stream::{EndpointExchange, EndpointStream, Task},
+    table::Target,
     upload::RequestBody,
 };
 
@@ -70,9 +68,8 @@ impl Wake for Flag {
 
 impl Connection {
     /// Opens a connection that begins with `header`, if there is one.
-    pub(super) async fn open(address: impl ToSocketAddrs, header: Option<&[u8]>) -> io::Result<Connection> {
-        let mut tcp = TcpStream::connect(address).await?;
-        tcp.set_nodelay(true)?;
+    pub(super) async fn open(target: &Target, header: Option<&[u8]>) -> io::Result<Connection> {
+        let mut tcp = target.connect().await?;
         if let Some(header) = header {
             tcp.write_all(header).await?;
         }

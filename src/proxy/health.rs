@@ -11,7 +11,6 @@ use std::{collections::HashMap, io, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     runtime::Builder,
     sync::{Semaphore, watch},
     task::AbortHandle,
@@ -21,7 +20,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     endpoint::{EndpointState, Health},
-    table::{Location, RoutingTable, Target},
+    table::{RoutingTable, Target},
 };
 use crate::config::document::{HealthCheck, Probe, ProxyProtocol};
 
@@ -163,11 +162,7 @@ async fn attend(
 
 /// Asks once; an error says what was wrong.
 async fn ask(target: &Target, probe: &Probe, announce: Option<ProxyProtocol>) -> Result<(), String> {
-    let tcp = match target.location {
-        Location::Address(address) => TcpStream::connect(address).await,
-        Location::Name => TcpStream::connect(&*target.address).await,
-    };
-    let mut tcp = tcp.map_err(|error| format!("no connection: {error}"))?;
+    let mut tcp = target.connect().await.map_err(|error| format!("no connection: {error}"))?;
     let Probe::Http { path, expect } = probe else { return Ok(()) };
     let announced = match announce {
         None => &b""[..],

@@ -18,11 +18,7 @@ use std::{
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
-use super::{
-    connection::Connection,
-    error::ProxyError,
-    table::{Location, Target},
-};
+use super::{connection::Connection, error::ProxyError, table::Target};
 use crate::config::document::Pool as Bounds;
 
 /// Requests that may wait for a connection to one endpoint; one more is told 503.
@@ -187,12 +183,7 @@ impl Lease {
 
     /// Opens a connection for this lease, which begins with `header`; the caller minds the time.
     pub(super) async fn connect(&mut self, header: Option<&[u8]>) -> Result<(), ProxyError> {
-        let target = &self.pool.target;
-        let connection = match target.location {
-            Location::Address(address) => Connection::open(address, header).await,
-            // Each of the name's addresses is tried in turn.
-            Location::Name => Connection::open(&*target.address, header).await,
-        };
+        let connection = Connection::open(&self.pool.target, header).await;
         self.connection = Some(Box::new(connection.map_err(|_| ProxyError::ConnectFailed)?));
         Ok(())
     }

@@ -156,8 +156,7 @@ impl Relay {
             carried.down.set(self.down.carried);
         }
         match (up, down) {
-            (Err(_), _) => return self.reset(),
-            (_, Err(_)) => return self.reset(),
+            (Err(_), _) | (_, Err(_)) => return self.reset(),
             (Ok(false), Ok(false)) => {}
             (Ok(_), Ok(_)) => self.alarm.set(self.worker.alarms.soon() + self.idle),
         }

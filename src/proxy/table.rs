@@ -7,11 +7,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
 
+use tokio::net::TcpStream;
 use tracing::warn;
 
 use super::{
@@ -511,5 +513,15 @@ impl Target {
         let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
         let valid = !host.is_empty() && host.bytes().all(is_name) && port.parse::<u16>().is_ok_and(|p| p > 0);
         valid.then_some(Target { address, location: Location::Name, id })
+    }
+
+    /// Opens a connection; the caller minds the time. Each of a name's addresses is tried in turn.
+    pub(super) async fn connect(&self) -> io::Result<TcpStream> {
+        let tcp = match self.location {
+            Location::Address(address) => TcpStream::connect(address).await?,
+            Location::Name => TcpStream::connect(&*self.address).await?,
+        };
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
     }
 }

@@ -6,7 +6,7 @@
 //! Neighbours: `listener` hands over sockets, `client_hello` reads the name that a TLS client asks for, `upstream`
 //! chooses.
 
-use std::{io, net::IpAddr, rc::Rc, sync::Arc, time::Instant};
+use std::{net::IpAddr, rc::Rc, sync::Arc, time::Instant};
 
 use bytes::BufMut;
 use tokio::{io::AsyncReadExt, net::TcpStream};
@@ -21,7 +21,7 @@ use super::{
     proxy_protocol::{self, Addresses},
     record::StreamRecord,
     relay::Relay,
-    table::{CompiledListener, Destination, Location, Target},
+    table::{CompiledListener, Destination},
     upstream::{LocalUpstream, Picked, View, Wish},
     worker::Worker,
 };
@@ -151,7 +151,7 @@ impl Stream {
             };
             self.alarm.set(self.worker.alarms.soon() + service.timeouts.connect);
             let began = self.record.as_deref().map(|record| record.attempt(&pool.target.address));
-            let connected = self.alarm.limit(connect(&pool.target)).await;
+            let connected = self.alarm.limit(pool.target.connect()).await;
             if let (Some(record), Some(began)) = (&self.record, began) {
                 record.connected(began);
             }
@@ -168,15 +168,6 @@ impl Stream {
         }
         Err(failure.unwrap_or(ProxyError::NoEndpoint))
     }
-}
-
-async fn connect(target: &Target) -> io::Result<TcpStream> {
-    let endpoint = match target.location {
-        Location::Address(address) => TcpStream::connect(address).await?,
-        Location::Name => TcpStream::connect(&*target.address).await?,
-    };
-    endpoint.set_nodelay(true)?;
-    Ok(endpoint)
 }
 
 /// The name that a TLS client asks for, and the bytes that it took to find out. None: the client has gone.
