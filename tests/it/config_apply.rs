@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::{TestCluster, TestService, call, eventually, get, json};
+use crate::harness::{TestCluster, TestService, call, eventually, free_address, get, json};
 
 /// A document that sends `path` to an endpoint.
 fn document(path: &str, endpoint: std::net::SocketAddr) -> String {
@@ -112,9 +112,7 @@ fn a_start_with_a_document_that_cannot_run_serves_the_one_before_and_tries_again
     let good = document("/", service.address);
     cluster.apply(0, &good);
     // Held by nobody while it is applied, and by this process when the node comes back.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = free.local_addr().unwrap();
-    drop(free);
+    let address = free_address();
     cluster.apply(0, &with_listener(&good, address));
     cluster.kill(0);
     let held = std::net::TcpListener::bind(address).unwrap();

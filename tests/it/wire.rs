@@ -132,12 +132,12 @@ fn a_body_that_trickles_is_told_408() {
 fn a_slow_endpoint_is_not_the_clients_fault() {
     // Reads nothing for longer than the grace, then all.
     let upstream = Upstream::start(|mut peer| {
-        std::thread::sleep(Duration::from_millis(400));
+        std::thread::sleep(Duration::from_millis(1_500));
         if peer.request().is_some() {
             peer.send("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
         }
     });
-    let limits = "limits: { body_rate_min: 1MiB, body_rate_grace: 100ms }";
+    let limits = "limits: { body_rate_min: 1MiB, body_rate_grace: 1s }";
     let gateway = Gateway::start(&document(&upstream, limits));
     let mut client = gateway.client();
     const LENGTH: usize = 16 << 20;
