@@ -6,7 +6,7 @@
 //! one valid note in a wheel of ticks, at its deadline or at most [`SPAN`] ahead; one whose deadline moved on
 //! meanwhile is noted again. So an idle connection costs a look every [`SPAN`], not one at every tick.
 //! Invariant: an alarm never rings early and at most two ticks late. Neighbours: `worker` owns the [`Alarms`] and
-//! ticks, `http`, `stream`, `forward`, `tcp` and `relay` set and ask.
+//! ticks, `client`, `http`, `stream`, `forward`, `tcp` and `relay` set and ask.
 
 use std::{
     cell::{Cell, RefCell},

@@ -3,7 +3,7 @@
 //! Job: every failure in the data plane is a [`ProxyError`]; [`ProxyError::row`] alone knows its status, its
 //! reason in the metrics, its RFC 9209 token, who failed and whether the connection must close.
 //! Invariant: the table is exhaustive, without a `_` arm. Neighbours: `http` answers with it, `listener` and
-//! `http` write it raw where no HTTP exchange exists.
+//! `client` write it raw where no HTTP exchange exists.
 
 use std::fmt::Write;
 

@@ -21,9 +21,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::{
+    client::Client,
     error::ProxyError,
     headers,
-    http::Client,
     policy::{Compressor, recovery},
     pool::{Lease, Pool},
     proxy_protocol,

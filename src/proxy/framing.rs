@@ -6,7 +6,7 @@
 //! hyper decides some of these silently, so it never sees them. It also holds the bounds on a head. [`answer`]
 //! holds what endpoints send to the same rules; `line`, `body` and `target` are what both are made of.
 //! Invariant: the cost is linear in the bytes, however they are cut into pieces. Neighbours: `stream` feeds it,
-//! `http` answers its refusals; docs/security.md has the rules for users.
+//! `client` answers its refusals; docs/security.md has the rules for users.
 
 pub(super) mod answer;
 mod body;

@@ -3,7 +3,7 @@
 //! Job: open sockets that all workers share by SO_REUSEPORT, accept under the bound on connections, hand over.
 //! Invariants: an address in use by anyone else is refused, not shared; running out of descriptors does not spin;
 //! a listener that closes takes in what already queued; a PROXY header is believed from trusted proxies only.
-//! Neighbours: `crate::proxy` opens, `worker` runs [`accept`], `http` and `tcp` serve.
+//! Neighbours: `crate::proxy` opens, `worker` runs [`accept`], `client` and `tcp` serve.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,8 +18,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ::http::HeaderValue;
 use futures_util::FutureExt;
+use http::HeaderValue;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::AsyncReadExt,
@@ -28,10 +28,10 @@ use tokio::{
 };
 
 use super::{
+    client,
     connection_rate::ConnectionRates,
     error::ProxyError,
     figures::Counter,
-    http,
     proxy_protocol::{self, Addresses, Header},
     record,
     table::{CompiledListener, Destination},
@@ -260,7 +260,7 @@ impl Accepted {
         match settings.destination {
             Destination::Routes => {
                 drop(view);
-                tokio::task::spawn_local(http::serve(worker, state, tcp, ends, permit));
+                tokio::task::spawn_local(client::serve(worker, state, tcp, ends, permit));
             }
             Destination::Service(_) | Destination::Names(_) => {
                 tokio::task::spawn_local(tcp::serve(worker, state, view, settings, tcp, ends, permit));

@@ -18,9 +18,9 @@ use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
 use http_body::Body;
 
 use super::{
+    client::Client,
     error::ProxyError,
     forward::Outgoing,
-    http::Client,
     pool::Lease,
     proxy_protocol,
     upload::RequestBody,

@@ -5,9 +5,9 @@
 //! Neighbours: `control::publish` is the only caller of [`Proxy::publish`].
 //!
 //! The life of a request:
-//! 1. [`listener`] accepts under a permit; [`http`] serves the connection; [`stream`] shows every byte to
+//! 1. [`listener`] accepts under a permit; [`client`] serves the connection; [`stream`] shows every byte to
 //!    [`framing`], which refuses what is ambiguous, before hyper parses it.
-//! 2. [`http`] takes the worker's view of the table ([`upstream::View`]) and keeps it to the end.
+//! 2. [`http`] answers a request by the worker's view of the table ([`upstream::View`]), the same to the end.
 //! 3. [`path`] puts the path into its one form, [`route_match`] finds the route, or 404, or 405.
 //! 4. [`headers`] makes the client's head the endpoint's; the route's policies run, in [`policy`]'s order.
 //! 5. The route sends it to a service, to one of several in turns ([`split`]), or answers itself ([`fixed`]);
@@ -32,6 +32,7 @@ mod alarm;
 mod backends;
 mod balance;
 mod breaker;
+mod client;
 mod client_address;
 mod client_hello;
 mod connection;

@@ -16,11 +16,11 @@ use std::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, request::Parts};
 
 use super::{
+    client::Client,
     client_address::client_address,
     error::{ProxyError, Row},
     figures::{RouteFigures, method_label},
     headers::RequestId,
-    http::Client,
     listener::ListenerState,
     policy::{Compressor, Passed},
     upstream::View,

@@ -2,7 +2,7 @@
 //!
 //! Job: both show every byte to `framing` before hyper reads it. [`ClientStream`] enforces the deadlines that
 //! hold between requests; [`EndpointStream`] wakes the task of the request that holds the connection.
-//! Neighbours: `http` and `forward` wrap them for hyper.
+//! Neighbours: `client` and `forward` wrap them for hyper.
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,12 +18,12 @@ use tokio::{
 };
 
 use super::{
+    client::Client,
     error::ProxyError,
     framing::{
         Framing,
         answer::{AnswerFraming, Due},
     },
-    http::Client,
 };
 
 /// A client's socket.
@@ -32,7 +32,7 @@ pub(super) struct ClientStream {
     tcp: TcpStream,
     framing: Framing,
     client: Rc<Client>,
-    /// Why no more is read; `http` tells the client.
+    /// Why no more is read; `client` answers it.
     refusal: Option<ProxyError>,
     /// Whether the refusal concerns a request that nobody else answers.
     answerable: bool,
@@ -243,7 +243,7 @@ impl AsyncWrite for ClientStream {
         Poll::Ready(Ok(()))
     }
 
-    /// `http` closes the socket next, if it does not have something to say before: a shutdown would only be one
+    /// `client` closes the socket next, if it does not have something to say before: a shutdown would only be one
     /// more system call.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))

@@ -3,8 +3,8 @@
 //! Job: decide which protocols a request may ask an endpoint for, judge the endpoint's 101, and carry the tunnel
 //! that follows with `relay`. Invariants: until a 101 that was asked for, a request with `Upgrade` is a request as
 //! any other, and its connection is read as HTTP only; nobody is offered another version of HTTP, which would
-//! carry requests past the routes (RFC 9110, section 7.8). Neighbours: `http` asks and hands over, `forward`
-//! sees the 101, `stream` holds back what the client sends before there is an answer.
+//! carry requests past the routes (RFC 9110, section 7.8). Neighbours: `http` asks, `client` hands over,
+//! `forward` sees the 101, `stream` holds back what the client sends before there is an answer.
 
 use std::{rc::Rc, time::Duration};
 
@@ -13,8 +13,8 @@ use http::{HeaderMap, HeaderValue, Version, header, request::Parts};
 use tokio::net::TcpStream;
 
 use super::{
+    client::Client,
     forward::Line,
-    http::Client,
     pool::StreamPlace,
     record::{Carried, Record},
     relay::Relay,

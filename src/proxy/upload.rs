@@ -18,9 +18,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::{
+    client::Client,
     error::ProxyError,
     headers,
-    http::Client,
     mirror::Copy,
     record::{Journey, Record},
     stream::Task,

@@ -4,7 +4,7 @@
 //! thread hears from the rest of the process by [`Command`]s only, and looks at the shared table's pointer.
 //! Invariants: [`Worker`] is never seen by another thread; the thread ends when it was told to drain and its
 //! connections are gone or out of time, or when [`super::Proxy`] is dropped. Neighbours: `crate::proxy` commands,
-//! `listener` and `http` run on it.
+//! `listener`, `client` and `http` run on it.
 
 use std::{
     cell::{Cell, RefCell},

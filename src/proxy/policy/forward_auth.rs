@@ -12,10 +12,10 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, header, request::Par
 
 use super::{
     super::{
+        client::Client,
         error::{Answer, ProxyError},
         forward::{Outgoing, ask},
         headers,
-        http::Client,
         record::Record,
         upstream::View,
     },

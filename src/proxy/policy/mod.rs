@@ -58,9 +58,9 @@ use self::{
     rewrite::Rewrite,
 };
 use super::{
+    client::Client,
     error::ProxyError,
     figures::Figures,
-    http::Client,
     limiter::{Decision, Limiter},
     record::Record,
     upstream::View,
