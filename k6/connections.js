@@ -1,4 +1,4 @@
-// Many clients that keep their connections and ask once a second: none is refused, none is closed under its client.
+// Many clients that keep their connections and ask once a second: none is refused, and the connections last.
 //
 //     k6 run k6/connections.js  see k6/README.md
 
@@ -11,8 +11,12 @@ const CLIENTS = number('CLIENTS', 600);
 const DURATION = `${number('DURATION_S', 30)}s`;
 const P95_MS = number('P95_MS', 200);
 
-// A client that had a connection needed a new one.
+// A client that had a connection needed a new one. A gateway that closes them does so to all; of one client in a hundred it may
+// be k6 itself: Go's transport gives a connection up when its own goroutine reports more than 50 ms after the answer that the
+// request is written (`maxWriteWaitBeforeConnReuse`), which happens where k6 waits for a core. benches/soak allows none: its wrk
+// counts every connection that is closed under it as an error.
 const reconnects = new Counter('reconnects');
+const RECONNECTS_MAX = Math.floor(CLIENTS / 100);
 
 export const options = {
   scenarios: {
@@ -22,7 +26,7 @@ export const options = {
     checks: ['rate==1'],
     http_req_failed: ['rate==0'],
     'http_req_duration{scenario:clients}': [`p(95)<${P95_MS}`],
-    reconnects: ['count==0'],
+    reconnects: [`count<=${RECONNECTS_MAX}`],
   },
 };
 
