@@ -1,8 +1,9 @@
 //! Whose request it is.
 //!
-//! Job: the one answer to "which address does the client have", for policies, hashing and the access log.
-//! Invariant: only the word of trusted proxies counts, so nobody can choose an address for themselves.
-//! Neighbours: `record` keeps the answer for a request.
+//! Job: the one answer to "which address does the client have", for policies, hashing and the access log, and to
+//! which addresses are one client. Invariant: only the word of trusted proxies counts, so nobody can choose an
+//! address for themselves. Neighbours: `record` keeps the answer for a request, `connection_rate` and
+//! `policy::rate_limit` count clients.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -31,6 +32,23 @@ pub(super) fn client_address(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet
         }
     }
     address
+}
+
+/// An address as a number; IPv4 lies where IPv6 maps it to.
+pub(super) fn number(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(address) => address.to_bits(),
+    }
+}
+
+/// Who counts as one client: an IPv4 address, or the /64 of one subscriber, who can choose among the addresses in
+/// there. Never 0.
+pub(super) fn subscriber(address: IpAddr) -> u128 {
+    match address.to_canonical() {
+        address @ IpAddr::V4(_) => number(address),
+        IpAddr::V6(address) => address.to_bits() >> 64 << 64 | 1,
+    }
 }
 
 /// An address, with or without a port: some proxies add it.

@@ -1,6 +1,6 @@
 //! How fast each client opens connections to a listener.
 //!
-//! Job: a token bucket a client address (IPv6: a /64), kept as the moment at which it will be full again. Exact
+//! Job: a token bucket a client (IPv6: a /64), kept as the moment at which it will be full again. Exact
 //! over the workers of a node. Invariants: memory and time are bounded however many addresses come: what has not
 //! come for longest makes room, which can only be in its favour. This is the only lock that serving takes: once a
 //! connection, for a few comparisons, and only where a listener has a rate. Neighbours: `listener` asks.
@@ -13,6 +13,7 @@ use std::{
     time::Instant,
 };
 
+use super::client_address::subscriber;
 use crate::config::document::ConnectionRate;
 
 /// Groups of addresses; an address always falls into the same one.
@@ -30,7 +31,7 @@ pub(super) struct ConnectionRates {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Client {
-    /// 0: nobody.
+    /// As a [`subscriber`]; 0: nobody.
     address: u128,
     /// When its bucket will be full, in nanoseconds since `started`.
     full_at_ns: u64,
@@ -44,7 +45,7 @@ impl ConnectionRates {
 
     /// Whether `address` may open one more connection now; if so it is counted.
     pub(super) fn allows(&self, address: IpAddr, rate: ConnectionRate, now: Instant) -> bool {
-        let address = key(address);
+        let address = subscriber(address);
         let now_ns =
             u64::try_from(now.saturating_duration_since(self.started).as_nanos()).unwrap_or(u64::MAX);
         let token_ns = 1_000_000_000 / u64::from(rate.rate.max(1));
@@ -67,14 +68,6 @@ impl ConnectionRates {
             client.full_at_ns = full_at_ns;
         }
         allowed
-    }
-}
-
-/// Who counts as one client: an IPv4 address, or an IPv6 network of one subscriber. Never 0.
-fn key(address: IpAddr) -> u128 {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(address) => address.to_bits() >> 64 << 64 | 1,
     }
 }
 

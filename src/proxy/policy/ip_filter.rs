@@ -5,7 +5,7 @@
 
 use std::net::IpAddr;
 
-use super::super::error::ProxyError;
+use super::super::{client_address::number, error::ProxyError};
 use crate::config::document::IpNetwork;
 
 /// All lists of a route.
@@ -71,13 +71,6 @@ fn range(network: &IpNetwork) -> (u128, u128) {
     let free = bits.saturating_sub(u32::from(network.prefix));
     let first = number(network.address);
     (first, first | 1u128.checked_shl(free).map_or(u128::MAX, |size| size - 1))
-}
-
-fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(address) => address.to_bits(),
-    }
 }
 
 #[cfg(test)]

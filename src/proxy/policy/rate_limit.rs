@@ -10,7 +10,10 @@ use std::{borrow::Cow, fmt::Write, hash::Hash, net::IpAddr, sync::Arc, time::Ins
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{
-    super::limiter::{Decision, Limiter},
+    super::{
+        client_address::subscriber,
+        limiter::{Decision, Limiter},
+    },
     jwt::Claims,
 };
 use crate::config::document::{Budget, BudgetKey};
@@ -58,15 +61,15 @@ impl RateLimit {
     ) -> Decision {
         let key = match &self.limiter.budget().key {
             BudgetKey::Global | BudgetKey::Route => Key::Everybody,
-            BudgetKey::ClientAddress => Key::Address(network(client)),
+            BudgetKey::ClientAddress => Key::Address(subscriber(client)),
             BudgetKey::Header(name) => {
                 let values: Vec<&[u8]> = headers.get_all(name).iter().map(HeaderValue::as_bytes).collect();
                 // Leaving the header out must not be a way around the limit.
-                if values.is_empty() { Key::Address(network(client)) } else { Key::Header(values) }
+                if values.is_empty() { Key::Address(subscriber(client)) } else { Key::Header(values) }
             }
             BudgetKey::Claim(name) => {
                 let claim = claims.and_then(|claims| claims.text(name));
-                claim.map_or_else(|| Key::Address(network(client)), Key::Claim)
+                claim.map_or_else(|| Key::Address(subscriber(client)), Key::Claim)
             }
         };
         self.limiter.spend(key, at)
@@ -99,13 +102,6 @@ fn policy_of(name: &str, budget: &Budget) -> HeaderValue {
     let text = format!("\"{name}\";q={}{window}", budget.rate);
     // A name has nothing that a header value could not have.
     HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))
-}
-
-fn network(client: IpAddr) -> u128 {
-    match client.to_canonical() {
-        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(address) => address.to_bits() >> 64 << 64,
-    }
 }
 
 #[cfg(test)]
