@@ -19,7 +19,7 @@ use super::{
     address,
     document::{Document, IpNetwork, Limits, Service},
     field::{self, Field, Keys, Section},
-    problem::{Problem, Report},
+    problem::{Problem, Report, shown},
     yaml,
 };
 
@@ -99,14 +99,18 @@ fn service_name(field: &Field<'_>, declared: &BTreeMap<String, Service>) -> Opti
     if declared.contains_key(name) {
         return Some(name.to_owned());
     }
-    let suggestion = match field.report.nearest(name, declared.keys().map(String::as_str)) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!(
-            "declare it under `services`: `{name}: {{}}` is enough, instances registered under that name join it"
-        ),
-    };
-    field.problem(format!("there is no service `{name}`"), Some(suggestion));
+    let declare = format!(
+        "declare it under `services`: `{name}: {{}}` is enough, instances registered under that name join it"
+    );
+    undeclared(field, "service", name, declared, &declare);
     None
+}
+
+/// Says that there is no such thing, and which of the declared ones was probably meant; `otherwise` what to do.
+fn undeclared<T>(field: &Field<'_>, what: &str, name: &str, declared: &BTreeMap<String, T>, otherwise: &str) {
+    let near = field.report.nearest(name, declared.keys().map(String::as_str));
+    let suggestion = near.map_or_else(|| otherwise.to_owned(), |near| format!("did you mean `{near}`?"));
+    field.problem(format!("there is no {what} `{}`", shown(name)), Some(suggestion));
 }
 
 fn timeout(field: &Field<'_>) -> Option<Duration> {

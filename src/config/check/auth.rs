@@ -26,7 +26,7 @@ use super::{
     },
     accept, items,
     policies::editable,
-    timeout,
+    service_name, timeout,
 };
 
 pub(super) const JWT: Keys = Keys {
@@ -401,7 +401,7 @@ pub(super) fn forward_auth(
 ) -> Option<ForwardAuth> {
     let before = section.field.report.len();
     let service = match section.get("service") {
-        Some(field) => declared_service(field, services),
+        Some(field) => service_name(field, services),
         None => {
             let suggestion = "add service: with the name of one under `services`";
             section.field.problem("`service` is missing", Some(suggestion.into()));
@@ -432,19 +432,6 @@ pub(super) fn forward_auth(
         timeout: section.get("timeout").and_then(timeout).unwrap_or(Duration::from_secs(5)),
     };
     (section.field.report.len() == before).then_some(forward_auth)
-}
-
-fn declared_service(field: &Field<'_>, declared: &BTreeMap<String, Service>) -> Option<String> {
-    let name = field.name()?;
-    if declared.contains_key(name) {
-        return Some(name.to_owned());
-    }
-    let suggestion = match field.report.nearest(name, declared.keys().map(String::as_str)) {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => "declare it under `services`".into(),
-    };
-    field.problem(format!("there is no service `{name}`"), Some(suggestion));
-    None
 }
 
 // === what they share ===

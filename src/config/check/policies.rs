@@ -17,7 +17,7 @@ use super::{
         field::{Field, Keys, Section, written},
         problem::shown,
     },
-    TIMEOUT_MAX, accept, auth, items, networks,
+    TIMEOUT_MAX, accept, auth, items, networks, undeclared,
 };
 
 pub(super) const POLICY: Keys = Keys {
@@ -160,11 +160,7 @@ pub(super) fn route_policies(field: &Field<'_>, declared: &BTreeMap<String, Poli
     for item in field.list("names of policies").unwrap_or_default() {
         let Some(name) = item.text_as("the name of a policy") else { continue };
         let Some((name, policy)) = declared.get_key_value(name) else {
-            let suggestion = match item.report.nearest(name, declared.keys().map(String::as_str)) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => "declare it under `policies`".into(),
-            };
-            item.problem(format!("there is no policy `{}`", shown(name)), Some(suggestion));
+            undeclared(&item, "policy", name, declared, "declare it under `policies`");
             continue;
         };
         if names.contains(name) {
@@ -280,11 +276,7 @@ fn budget_name(section: &Section<'_>, declared: &BTreeMap<String, Budget>) -> Op
     };
     let name = field.name()?;
     if !declared.contains_key(name) {
-        let suggestion = match field.report.nearest(name, declared.keys().map(String::as_str)) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => "declare it under `budgets`".into(),
-        };
-        field.problem(format!("there is no budget `{name}`"), Some(suggestion));
+        undeclared(field, "budget", name, declared, "declare it under `budgets`");
     }
     Some(name.to_owned())
 }

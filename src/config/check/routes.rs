@@ -21,7 +21,7 @@ use super::{
     accept, actions, items,
     policies::route_policies,
     retries::{RETRIES, retries},
-    timeout,
+    timeout, undeclared,
 };
 
 pub(super) const ROUTE: Keys = Keys {
@@ -161,11 +161,7 @@ fn route_listeners(field: &Field<'_>, declared: &BTreeMap<String, Listener>) -> 
     for item in items {
         let Some(name) = item.text_as("the name of a listener") else { continue };
         let Some(listener) = declared.get(name) else {
-            let suggestion = match item.report.nearest(name, declared.keys().map(String::as_str)) {
-                Some(near) => format!("did you mean `{near}`?"),
-                None => "declare it under `listeners`".into(),
-            };
-            item.problem(format!("there is no listener `{}`", shown(name)), Some(suggestion));
+            undeclared(&item, "listener", name, declared, "declare it under `listeners`");
             continue;
         };
         if !listener.is_http() {

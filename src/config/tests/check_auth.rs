@@ -303,7 +303,10 @@ fn another_service_is_asked_as_it_was_declared() {
     for (keys, expected) in [
         ("", "forward_auth: `service` is missing (add service: with the name of one under `services`)"),
         ("service: auht", "forward_auth.service: there is no service `auht` (did you mean `auth`?)"),
-        ("service: zzzz", "forward_auth.service: there is no service `zzzz` (declare it under `services`)"),
+        (
+            "service: zzzz",
+            "forward_auth.service: there is no service `zzzz` (declare it under `services`: `zzzz: {}` is enough, instances registered under that name join it)",
+        ),
         (
             "service: auth, path: verify",
             "forward_auth.path: `verify` does not begin with `/` (write \"/verify\")",
