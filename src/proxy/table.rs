@@ -100,6 +100,7 @@ pub(super) struct ServerNames {
 #[derive(Debug)]
 pub(super) struct Upstream {
     pub(super) name: Arc<str>,
+    name_hash: u64,
     pub(super) service: Arc<Service>,
     /// Declared and registered, in order, each address once.
     pub(super) endpoints: Vec<PlannedEndpoint>,
@@ -465,6 +466,7 @@ impl Upstream {
             .then(|| Ring::new(endpoints.iter().map(|endpoint| (endpoint.target.id, endpoint.weight))));
         let mut upstream = Upstream {
             name: Arc::clone(name),
+            name_hash: hash_of(name.as_bytes()),
             service: Arc::clone(service),
             endpoints,
             ring,
@@ -491,7 +493,7 @@ impl Upstream {
 
     /// What stands for an endpoint of this service and no other one, outside of this process.
     pub(super) fn pin(&self, id: u64) -> u64 {
-        hash_of(self.name.as_bytes()) ^ id
+        self.name_hash ^ id
     }
 
     /// Where the endpoint is that a pin stands for.
