@@ -102,24 +102,3 @@ impl Default for Limits {
         }
     }
 }
-
-// === impl IpNetwork ===
-
-impl IpNetwork {
-    /// Whether `address` lies in the range; an IPv4 address mapped into IPv6 counts as IPv4.
-    #[must_use]
-    pub fn contains(&self, address: std::net::IpAddr) -> bool {
-        use std::net::IpAddr::{V4, V6};
-        match (self.address, address.to_canonical()) {
-            (V4(network), V4(address)) => {
-                let mask = u32::MAX.checked_shl(32 - u32::from(self.prefix)).unwrap_or(0);
-                network.to_bits() & mask == address.to_bits() & mask
-            }
-            (V6(network), V6(address)) => {
-                let mask = u128::MAX.checked_shl(128 - u32::from(self.prefix)).unwrap_or(0);
-                network.to_bits() & mask == address.to_bits() & mask
-            }
-            (V4(_), V6(_)) | (V6(_), V4(_)) => false,
-        }
-    }
-}

@@ -9,15 +9,38 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 
-use super::headers::X_FORWARDED_FOR;
+use super::{
+    headers::X_FORWARDED_FOR,
+    networks::{Networks, number},
+};
 use crate::config::document::IpNetwork;
+
+/// Proxies whose word counts. The families are apart: who trusts all of IPv6 trusts nobody's IPv4.
+#[derive(Debug, Default)]
+pub(super) struct TrustedProxies {
+    ipv4: Networks,
+    ipv6: Networks,
+}
+
+impl TrustedProxies {
+    pub(super) fn new(networks: &[IpNetwork]) -> Self {
+        let (ipv4, ipv6): (Vec<_>, Vec<_>) = networks.iter().partition(|network| network.address.is_ipv4());
+        Self { ipv4: Networks::new(ipv4), ipv6: Networks::new(ipv6) }
+    }
+
+    pub(super) fn contain(&self, address: IpAddr) -> bool {
+        match address.to_canonical() {
+            address @ IpAddr::V4(_) => self.ipv4.contain(address),
+            address @ IpAddr::V6(_) => self.ipv6.contain(address),
+        }
+    }
+}
 
 /// The client's address: the peer's, or, as far as trusted proxies vouch for it, what X-Forwarded-For says:
 /// the last address in it that is not a trusted proxy's. The same before and after the peer is added to it.
-pub(super) fn client_address(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNetwork]) -> IpAddr {
-    let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(address));
+pub(super) fn client_address(headers: &HeaderMap, peer: IpAddr, trusted: &TrustedProxies) -> IpAddr {
     let mut address = peer;
-    if trusted.is_empty() || !is_trusted(peer) {
+    if !trusted.contain(peer) {
         return address;
     }
     // Field lines and the items in each are one list; each proxy adds at its end.
@@ -26,20 +49,12 @@ pub(super) fn client_address(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet
             // What a trusted proxy says that is no address says nothing of whom it heard it from.
             let Some(hop) = parse(item.trim_ascii()) else { return address };
             address = hop;
-            if !is_trusted(address) {
+            if !trusted.contain(address) {
                 return address;
             }
         }
     }
     address
-}
-
-/// An address as a number; IPv4 lies where IPv6 maps it to.
-pub(super) fn number(address: IpAddr) -> u128 {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-        IpAddr::V6(address) => address.to_bits(),
-    }
 }
 
 /// Who counts as one client: an IPv4 address, or the /64 of one subscriber, who can choose among the addresses in
@@ -63,11 +78,11 @@ fn parse(item: &[u8]) -> Option<IpAddr> {
 mod tests {
     use http::HeaderValue;
 
-    use super::*;
+    use super::{super::networks::networks, *};
 
     #[track_caller]
     fn check(peer: &str, forwarded_for: &[&'static str], expected: &str) {
-        let trusted = [IpNetwork { address: [10, 0, 0, 0].into(), prefix: 8 }];
+        let trusted = TrustedProxies::new(&networks(&["10.0.0.0/8", "::/0"]));
         let mut headers = HeaderMap::new();
         for value in forwarded_for {
             headers.append(X_FORWARDED_FOR, HeaderValue::from_static(value));

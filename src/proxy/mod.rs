@@ -51,6 +51,7 @@ mod keeper;
 mod limiter;
 mod listener;
 mod mirror;
+mod networks;
 mod outlier;
 mod path;
 mod policy;

@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header, req
 
 use super::{
     client::Client,
-    client_address::client_address,
+    client_address::{TrustedProxies, client_address},
     error::{ProxyError, Row},
     figures::{RouteFigures, method_label},
     headers::RequestId,
@@ -26,7 +26,7 @@ use super::{
     upstream::View,
     worker::Worker,
 };
-use crate::{config::document::IpNetwork, telemetry::access_log::Entry};
+use crate::telemetry::access_log::Entry;
 
 /// What a request is counted as when its client left before the answer; nginx's number, for want of a standard.
 const CLIENT_LEFT: u16 = 499;
@@ -140,7 +140,7 @@ impl Record {
     }
 
     /// The client's address, worked out once.
-    pub(super) fn client_address(&mut self, headers: &HeaderMap, trusted: &[IpNetwork]) -> IpAddr {
+    pub(super) fn client_address(&mut self, headers: &HeaderMap, trusted: &TrustedProxies) -> IpAddr {
         let peer = self.client.address;
         *self.client_address.get_or_insert_with(|| client_address(headers, peer, trusted))
     }

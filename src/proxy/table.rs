@@ -19,13 +19,13 @@ use tracing::warn;
 use super::{
     action::{Action, CompiledRoute, PreviousTurns, RouteCompiler},
     balance::{Ring, hash_of},
+    client_address::TrustedProxies,
     endpoint::{EndpointState, ServiceState},
     policy::{Auths, Compiler, Memory},
     route_match::RouteIndex,
 };
 use crate::config::document::{
-    Balance, ConnectionRate, Document, Endpoint, HostPattern, IpNetwork, Limits, Listener, Protocol, Route,
-    Service,
+    Balance, ConnectionRate, Document, Endpoint, HostPattern, Limits, Listener, Protocol, Route, Service,
 };
 
 /// Where every request goes.
@@ -53,7 +53,7 @@ pub(super) struct Routing {
     pub(super) routes: Vec<CompiledRoute>,
     /// What requests are counted by: a route's name and a service's, empty where there is none.
     pub(super) counted: Vec<(Arc<str>, Arc<str>)>,
-    pub(super) trusted_proxies: Vec<IpNetwork>,
+    pub(super) trusted_proxies: TrustedProxies,
     pub(super) forwarded: bool,
     pub(super) limits: Arc<Limits>,
     /// What the next document's policies go on with.
@@ -257,7 +257,7 @@ impl RoutingTable {
 
     /// Whether what `peer` says about its client is believed.
     pub(super) fn trusts(&self, peer: IpAddr) -> bool {
-        self.routing.trusted_proxies.iter().any(|network| network.contains(peer))
+        self.routing.trusted_proxies.contain(peer)
     }
 
     fn upstream(&self, service: &str) -> Option<&Arc<Upstream>> {
@@ -310,7 +310,7 @@ impl Routing {
                 .collect(),
             routes,
             counted,
-            trusted_proxies: document.trusted_proxies.clone(),
+            trusted_proxies: TrustedProxies::new(&document.trusted_proxies),
             forwarded: document.forwarded,
             limits: Arc::new(document.limits.clone()),
             memory,
