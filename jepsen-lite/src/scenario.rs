@@ -159,11 +159,12 @@ pub fn run(settings: &Settings) -> io::Result<Vec<Run>> {
 fn run_cluster(settings: &Settings, cluster: usize, rounds: usize) -> io::Result<Run> {
     let dir = settings.dir.join(format!("cluster-{cluster}"));
     let seed = settings.seed.wrapping_add(1000 * cluster as u64);
-    let label = format!("cluster {cluster}");
+    let links = settings.scenario == Scenario::ReturningFollower;
+    let stage = Stage::create(settings, &dir, format!("cluster {cluster}"), links)?;
     let events = match settings.scenario {
-        Scenario::Kill => kill::run(settings, &dir, label, seed, rounds),
-        Scenario::ReturningFollower => returning_follower::run(settings, &dir, label, seed, rounds),
-        Scenario::Failover => failover::run(settings, &dir, label, seed, rounds),
+        Scenario::Kill => kill::run(stage, settings.clients, seed, rounds),
+        Scenario::ReturningFollower => returning_follower::run(stage, settings.clients, seed, rounds),
+        Scenario::Failover => failover::run(stage, seed, rounds),
     }?;
     Ok(judge(settings.scenario, rounds, dir, events))
 }

@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +12,7 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{Settings, Stage};
+use super::Stage;
 use crate::{
     client::{Client, Instance, Patience},
     history::{Event, Outcome},
@@ -32,14 +31,7 @@ const PEACE: Duration = Duration::from_secs(1);
 /// The clients have been writing for up to so long when it happens.
 const WRITING_MS_MAX: u64 = 500;
 
-pub(super) fn run(
-    settings: &Settings,
-    dir: &Path,
-    label: String,
-    seed: u64,
-    rounds: usize,
-) -> io::Result<Vec<Event>> {
-    let mut stage = Stage::create(settings, dir, label, false)?;
+pub(super) fn run(mut stage: Stage, seed: u64, rounds: usize) -> io::Result<Vec<Event>> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut stands = stage.form(|_| ())?;
     for round in 0..rounds {

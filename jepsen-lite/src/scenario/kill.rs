@@ -4,11 +4,11 @@
 //! it is all nodes at once. At the very end all nodes are killed and started once more: what is read then
 //! comes from the disks.
 
-use std::{io, path::Path, thread};
+use std::{io, thread};
 
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::{Settings, Stage};
+use super::Stage;
 use crate::{
     history::Event,
     nemesis::{self, Kill},
@@ -21,20 +21,13 @@ const PAUSE_MS_MAX: u64 = 20;
 /// A progress line comes every so many rounds.
 const PROGRESS_ROUNDS: usize = 10;
 
-pub(super) fn run(
-    settings: &Settings,
-    dir: &Path,
-    label: String,
-    seed: u64,
-    rounds: usize,
-) -> io::Result<Vec<Event>> {
-    let mut stage = Stage::create(settings, dir, label, false)?;
+pub(super) fn run(mut stage: Stage, clients: usize, seed: u64, rounds: usize) -> io::Result<Vec<Event>> {
     let all = stage.all();
     if !stage.form(|_| ())? {
         return stage.finish();
     }
     let nodes = stage.processes.admin();
-    let workload = Workload::start(settings.clients, PAUSE_MS_MAX, &nodes, &stage.recorder, seed);
+    let workload = Workload::start(clients, PAUSE_MS_MAX, &nodes, &stage.recorder, seed);
     let plan = nemesis::plan(rounds, all.len(), &mut StdRng::seed_from_u64(seed));
     let mut stands = true;
     for (round, kill) in plan.iter().enumerate() {

@@ -3,14 +3,13 @@
 use std::{
     io,
     net::TcpListener,
-    path::Path,
     thread,
     time::{Duration, Instant},
 };
 
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-use super::{PROBE_PATIENCE, Settings, Stage};
+use super::{PROBE_PATIENCE, Stage};
 use crate::{
     client::Client,
     history::{Event, Fault, FaultKind, FaultStatus, Outcome, Seen},
@@ -42,14 +41,7 @@ struct Said {
     applied: Vec<Option<u64>>,
 }
 
-pub(super) fn run(
-    settings: &Settings,
-    dir: &Path,
-    label: String,
-    seed: u64,
-    rounds: usize,
-) -> io::Result<Vec<Event>> {
-    let mut stage = Stage::create(settings, dir, label, true)?;
+pub(super) fn run(mut stage: Stage, clients: usize, seed: u64, rounds: usize) -> io::Result<Vec<Event>> {
     let mut rng = StdRng::seed_from_u64(seed);
     let all = stage.all();
     let ports = all.iter().map(|node| {
@@ -66,7 +58,7 @@ pub(super) fn run(
         return stage.finish();
     }
     let nodes = stage.processes.admin();
-    let workload = Workload::start(settings.clients, PAUSE_MS_MAX, &nodes, &stage.recorder, seed);
+    let workload = Workload::start(clients, PAUSE_MS_MAX, &nodes, &stage.recorder, seed);
     for round in 0..rounds {
         let Some(leader) = stage.leader() else { break };
         let cut = (leader + rng.random_range(1..all.len())) % all.len();
