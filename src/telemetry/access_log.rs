@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 pub use self::line::Entry;
+pub(crate) use self::line::civil;
 use self::line::{Clock, Format};
 use crate::config::node::AccessTarget;
 

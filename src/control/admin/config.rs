@@ -26,6 +26,7 @@ use super::{
 use crate::{
     config,
     control::{compile, publish::refusal_of, reload::wall_clock_ms},
+    telemetry::access_log::civil,
 };
 
 /// Bytes of a gateway document.
@@ -320,17 +321,9 @@ fn tag(headers: &mut HeaderMap, version: u64) {
 
 /// A time as RFC 3339 has it, in UTC, from milliseconds since 1970.
 fn rfc3339(at_ms: u64) -> String {
-    let (days, second) = (at_ms / 86_400_000, at_ms / 1000 % 86_400);
-    // Days to a date in the proleptic Gregorian calendar, by eras of 400 years that begin on 1 March.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * from_march + 2) / 5 + 1;
-    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let second = at_ms / 1000;
+    let (year, month, day) = civil(second / 86_400);
+    let (hour, minute, second) = (second / 3600 % 24, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
 }
 
