@@ -139,9 +139,7 @@ impl Answer {
 
 impl ProxyError {
     /// Who it is must be said as `challenge` says.
-    pub(super) fn unauthorized(challenge: &str, reason: &'static str) -> ProxyError {
-        // Realms are printable ASCII, so this cannot fail.
-        let challenge = HeaderValue::from_str(challenge).unwrap_or(HeaderValue::from_static("Bearer"));
+    pub(super) fn unauthorized(challenge: HeaderValue, reason: &'static str) -> ProxyError {
         Self::Unauthorized(Box::new(Challenge { challenge, reason }))
     }
 

@@ -15,7 +15,7 @@ use super::{
         error::ProxyError,
         keeper::{Kept, Watched},
     },
-    auth::strip,
+    auth::{challenge, strip},
 };
 use crate::config::document::{self, ApiKeys};
 
@@ -27,6 +27,7 @@ pub(super) struct ApiKey {
     policy: document::ApiKey,
     keys: Keys,
     forwarded: [HeaderName; 1],
+    challenge: HeaderValue,
 }
 
 #[derive(Debug)]
@@ -49,7 +50,12 @@ impl ApiKey {
                 ApiKeys::parse_file(text).map(|keys| Names::new(&keys))
             })?),
         };
-        Ok(ApiKey { keys, forwarded: [policy.forward_name.clone()], policy: policy.clone() })
+        Ok(ApiKey {
+            keys,
+            forwarded: [policy.forward_name.clone()],
+            challenge: challenge(&format!("ApiKey realm=\"{}\"", policy.realm)),
+            policy: policy.clone(),
+        })
     }
 
     /// What must be kept fresh for it.
@@ -112,7 +118,7 @@ impl ApiKey {
     }
 
     fn refuse(&self, reason: &'static str) -> ProxyError {
-        ProxyError::unauthorized(&format!("ApiKey realm=\"{}\"", self.policy.realm), reason)
+        ProxyError::unauthorized(self.challenge.clone(), reason)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use super::{super::keeper::Kept, api_key::ApiKey, basic_auth::BasicAuth, jwt::Jwt};
 use crate::config::document::{Document, PolicyKind};
@@ -89,6 +89,12 @@ impl Auth {
 
 // === what they share ===
 
+/// WWW-Authenticate.
+pub(super) fn challenge(text: &str) -> HeaderValue {
+    // Realms are printable ASCII, so this cannot fail.
+    HeaderValue::from_str(text).unwrap_or(HeaderValue::from_static("Bearer"))
+}
+
 /// Takes fields away that only the gateway may set, and their twins.
 pub(super) fn strip(headers: &mut HeaderMap, names: &[HeaderName]) {
     for name in names {
@@ -144,8 +150,6 @@ pub(super) fn credential<'a>(headers: &'a HeaderMap, scheme: &str) -> Result<Opt
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
 
     #[test]

@@ -28,7 +28,7 @@ use super::{
         error::ProxyError,
         keeper::{Kept, Watched},
     },
-    auth::{credential, strip},
+    auth::{challenge, credential, strip},
 };
 use crate::config::{
     document::{self, Users},
@@ -54,6 +54,7 @@ pub(super) struct BasicAuth {
     policy: document::BasicAuth,
     users: Known,
     forwarded: [HeaderName; 1],
+    challenge: HeaderValue,
 }
 
 type Hashes = BTreeMap<String, PasswordHash>;
@@ -89,7 +90,12 @@ impl BasicAuth {
             Users::Listed(users) => Known::Fixed(users.clone()),
             Users::File(path) => Known::File(Watched::open(path, password::htpasswd)?),
         };
-        Ok(BasicAuth { users, forwarded: [policy.forward_user.clone()], policy: policy.clone() })
+        Ok(BasicAuth {
+            users,
+            forwarded: [policy.forward_user.clone()],
+            challenge: challenge(&format!("Basic realm=\"{}\", charset=\"UTF-8\"", policy.realm)),
+            policy: policy.clone(),
+        })
     }
 
     /// What must be kept fresh for it.
@@ -133,8 +139,7 @@ impl BasicAuth {
     }
 
     fn refuse(&self, reason: &'static str) -> ProxyError {
-        let challenge = format!("Basic realm=\"{}\", charset=\"UTF-8\"", self.policy.realm);
-        ProxyError::unauthorized(&challenge, reason)
+        ProxyError::unauthorized(self.challenge.clone(), reason)
     }
 }
 

@@ -25,7 +25,7 @@ use super::{
         error::ProxyError,
         keeper::{Kept, Watched},
     },
-    auth::{credential, strip},
+    auth::{self, credential, strip},
 };
 use crate::config::{
     document::{self, JwtKeys, Secret},
@@ -111,7 +111,7 @@ impl Jwt {
             }
             None => format!("Bearer realm=\"{realm}\""),
         };
-        ProxyError::unauthorized(&challenge, reason)
+        ProxyError::unauthorized(auth::challenge(&challenge), reason)
     }
 }
 
