@@ -61,6 +61,7 @@ mod record;
 mod relay;
 mod retry;
 mod route_match;
+mod socket;
 mod split;
 mod sticky;
 mod stream;

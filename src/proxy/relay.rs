@@ -4,27 +4,35 @@
 //! and leaves the other alone, a reset is passed on as a reset. A direction begins by reading into the one buffer
 //! of its worker and writing at once; when reads keep filling it, it goes on with splice(2), which moves pages
 //! instead of bytes. Invariants: a direction that waits for its reader holds neither buffer nor pipe, one that
-//! waits for its writer holds one of them and reads no further; nothing here awaits in the middle of a copy.
-//! Neighbours: `tcp` and `upgrade` make the two ends, `worker` owns the [`Copying`].
+//! waits for its writer holds one of them and reads no further; nothing here awaits in the middle of a copy. A side
+//! that is not read is watched where that is how its reset shows. Neighbours: `tcp` and `upgrade` make the two ends,
+//! `socket` reads, writes and watches, `worker` owns the [`Copying`].
 
 use std::{
     cell::RefCell,
     io::{self, ErrorKind},
     os::fd::OwnedFd,
-    pin::Pin,
     rc::Rc,
     task::{Context, Poll, ready},
     time::Duration,
 };
 
-use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
+use rustix::{
+    net::{Shutdown, shutdown},
+    pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice},
+};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
+    io::{Interest, ReadBuf},
     net::TcpStream,
 };
 
 use super::{
-    alarm::Alarm, error::ProxyError, figures::Counter, listener::ListenerState, record::Carried,
+    alarm::Alarm,
+    error::ProxyError,
+    figures::Counter,
+    listener::ListenerState,
+    record::Carried,
+    socket::{self, Watch},
     worker::Worker,
 };
 
@@ -49,12 +57,18 @@ pub(super) struct Copying {
 /// Two sockets, and what is on its way between them.
 #[derive(Debug)]
 pub(super) struct Relay {
+    client: TcpStream,
+    endpoint: TcpStream,
+    ways: Ways,
+}
+
+/// What becomes of a relay's bytes.
+#[derive(Debug)]
+struct Ways {
     worker: Rc<Worker>,
     listener: Rc<ListenerState>,
     alarm: Rc<Alarm>,
     idle: Duration,
-    client: TcpStream,
-    endpoint: TcpStream,
     up: Direction,
     down: Direction,
     /// Where it is told what was carried, if anybody wants to know.
@@ -123,56 +137,84 @@ impl Relay {
         endpoint: TcpStream,
     ) -> Self {
         let (up, down) = (Direction::new(), Direction::new());
-        Self { worker, listener, alarm, idle, client, endpoint, up, down, carried: None }
+        let ways = Ways { worker, listener, alarm, idle, up, down, carried: None };
+        Self { client, endpoint, ways }
     }
 
     /// Has what is carried counted there, too.
     pub(super) fn count_in(&mut self, carried: Rc<Carried>) {
-        self.carried = Some(carried);
+        self.ways.carried = Some(carried);
     }
 
     /// Has `bytes` go to the endpoint before what the client sends.
     pub(super) fn send_first(&mut self, bytes: Vec<u8>) {
-        self.up.hold(bytes);
+        self.ways.up.hold(bytes);
     }
 
     /// Has `bytes` go to the client before what the endpoint sends.
     pub(super) fn send_back_first(&mut self, bytes: Vec<u8>) {
-        self.down.hold(bytes);
+        self.ways.down.hold(bytes);
     }
 
     /// Copies until both directions have ended.
     pub(super) async fn run(mut self) -> Result<(), ProxyError> {
-        self.alarm.set(self.worker.alarms.soon() + self.idle);
-        std::future::poll_fn(|cx| self.poll(cx)).await
+        // Not moved out, which would take their room a second time.
+        let ways = &mut self.ways;
+        let (mut client, mut endpoint) = (Watch::new(&self.client), Watch::new(&self.endpoint));
+        ways.alarm.set(ways.worker.alarms.soon() + ways.idle);
+        std::future::poll_fn(|cx| ways.poll(cx, &mut client, &mut endpoint)).await
     }
+}
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ProxyError>> {
+// === impl Ways ===
+
+impl Ways {
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut Watch<'_>,
+        endpoint: &mut Watch<'_>,
+    ) -> Poll<Result<(), ProxyError>> {
         let (copying, listener) = (&self.worker.copying, &*self.listener);
-        let up = self.up.advance(cx, &mut self.client, &mut self.endpoint, copying, &listener.bytes_in);
-        let down = self.down.advance(cx, &mut self.endpoint, &mut self.client, copying, &listener.bytes_out);
+        let up = self.up.advance(cx, client.tcp, endpoint.tcp, copying, &listener.bytes_in);
+        let down = self.down.advance(cx, endpoint.tcp, client.tcp, copying, &listener.bytes_out);
         if let Some(carried) = &self.carried {
             carried.up.set(self.up.carried);
             carried.down.set(self.down.carried);
         }
         match (up, down) {
-            (Err(_), _) | (_, Err(_)) => return self.reset(),
+            (Err(_), _) | (_, Err(_)) => return self.reset([client.tcp, endpoint.tcp]),
             (Ok(false), Ok(false)) => {}
             (Ok(_), Ok(_)) => self.alarm.set(self.worker.alarms.soon() + self.idle),
         }
+        // Only an error tells of one who is not read: because it has ended, or the endpoint does not take its bytes.
+        // What an endpoint said before its reset is read first, however slow the client is.
+        if !self.up.reads()
+            && let Some(reason) = client.gone(cx)
+        {
+            self.down.deafen(reason);
+        }
+        if self.down.state != State::Open
+            && let Some(reason) = endpoint.gone(cx)
+        {
+            self.up.deafen(reason);
+        }
+        if self.down.state == State::Reset && self.up.is_held() {
+            return self.reset([client.tcp, endpoint.tcp]);
+        }
         if self.up.is_over() && self.down.is_over() {
             let was_reset = [&self.up, &self.down].iter().any(|way| way.state == State::Reset);
-            return if was_reset { self.reset() } else { Poll::Ready(Ok(())) };
+            return if was_reset { self.reset([client.tcp, endpoint.tcp]) } else { Poll::Ready(Ok(())) };
         }
         if self.alarm.rang() { Poll::Ready(Err(ProxyError::StreamIdle)) } else { Poll::Pending }
     }
 
     /// One side is gone without an end: the other is to know that it was not one.
-    fn reset(&self) -> Poll<Result<(), ProxyError>> {
+    fn reset(&self, sides: [&TcpStream; 2]) -> Poll<Result<(), ProxyError>> {
         if let Some(carried) = &self.carried {
             carried.reset.set(true);
         }
-        for side in [&self.client, &self.endpoint] {
+        for side in sides {
             // A side that cannot be told is gone itself.
             let _ = side.set_zero_linger();
         }
@@ -197,12 +239,31 @@ impl Direction {
         !matches!(self.state, State::Open | State::Ending)
     }
 
+    fn is_held(&self) -> bool {
+        !matches!(self.held, Held::Nothing)
+    }
+
+    /// Whether it waits for its sender, and is woken by whatever comes.
+    fn reads(&self) -> bool {
+        self.state == State::Open && !self.is_held()
+    }
+
+    /// The receiver takes no more.
+    fn deafen(&mut self, reason: ErrorKind) {
+        if matches!(self.state, State::Deaf | State::Reset) {
+            return;
+        }
+        self.held = Held::Nothing;
+        // After an end the system says that the pipe is broken.
+        self.state = if reason == ErrorKind::BrokenPipe { State::Deaf } else { State::Reset };
+    }
+
     /// Moves what can be moved now; whether anything was. An error: `from` is gone.
     fn advance(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &TcpStream,
+        to: &TcpStream,
         copying: &Copying,
         count: &Counter,
     ) -> io::Result<bool> {
@@ -213,7 +274,7 @@ impl Direction {
                 (Held::Bytes { .. } | Held::Pipe { .. }, _) => self.flush(cx, to, copying),
                 (Held::Nothing, State::Ending) => {
                     // A receiver that is gone needs no end.
-                    let _ = Pin::new(&mut *to).poll_shutdown(cx);
+                    let _ = shutdown(to, Shutdown::Write);
                     self.state = State::Ended;
                     return Ok(true);
                 }
@@ -230,12 +291,7 @@ impl Direction {
                     moved = true;
                 }
                 Step::End => self.state = State::Ending,
-                Step::Deaf(reason) => {
-                    self.held = Held::Nothing;
-                    // After an end the system says that the pipe is broken.
-                    let reset = reason == ErrorKind::ConnectionReset;
-                    self.state = if reset { State::Reset } else { State::Deaf };
-                }
+                Step::Deaf(reason) => self.deafen(reason),
                 Step::Again => {}
             }
         }
@@ -247,19 +303,19 @@ impl Direction {
     fn copy(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &TcpStream,
+        to: &TcpStream,
         copying: &Copying,
     ) -> Poll<io::Result<Step>> {
         let mut buffer = copying.buffer.borrow_mut();
         let mut read = ReadBuf::new(&mut buffer);
-        ready!(Pin::new(&mut *from).poll_read(cx, &mut read))?;
+        ready!(socket::poll_read(from, cx, &mut read))?;
         let bytes = read.filled();
         if bytes.is_empty() {
             return Poll::Ready(Ok(Step::End));
         }
         self.full_reads = if bytes.len() == BUFFER_BYTES { self.full_reads.saturating_add(1) } else { 0 };
-        let written = match Pin::new(&mut *to).poll_write(cx, bytes) {
+        let written = match socket::poll_write(to, cx, bytes) {
             Poll::Ready(Ok(written)) => written,
             Poll::Ready(Err(error)) => return Poll::Ready(Ok(Step::Deaf(error.kind()))),
             Poll::Pending => 0,
@@ -269,23 +325,16 @@ impl Direction {
     }
 
     /// Writes what is held.
-    fn flush(
-        &mut self,
-        cx: &mut Context<'_>,
-        to: &mut TcpStream,
-        copying: &Copying,
-    ) -> Poll<io::Result<Step>> {
+    fn flush(&mut self, cx: &mut Context<'_>, to: &TcpStream, copying: &Copying) -> Poll<io::Result<Step>> {
         let (written, done) = match &mut self.held {
             Held::Nothing => return Poll::Ready(Ok(Step::Again)),
-            Held::Bytes { bytes, written } => {
-                match ready!(Pin::new(&mut *to).poll_write(cx, &bytes[*written..])) {
-                    Ok(more) => {
-                        *written += more;
-                        (more, *written == bytes.len())
-                    }
-                    Err(error) => return Poll::Ready(Ok(Step::Deaf(error.kind()))),
+            Held::Bytes { bytes, written } => match ready!(socket::poll_write(to, cx, &bytes[*written..])) {
+                Ok(more) => {
+                    *written += more;
+                    (more, *written == bytes.len())
                 }
-            }
+                Err(error) => return Poll::Ready(Ok(Step::Deaf(error.kind()))),
+            },
             Held::Pipe { pipe, left } => match ready!(pipe.poll_empty(cx, to, *left)) {
                 Ok(more) => {
                     *left -= more;

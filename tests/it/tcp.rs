@@ -148,8 +148,7 @@ fn a_reset_is_passed_on_as_one() {
         let (mut client, mut endpoint) = line.stream();
         pass(&mut client, &mut endpoint, 1);
         let (first, mut second) = if client_resets { (client, endpoint) } else { (endpoint, client) };
-        SockRef::from(&first).set_linger(Some(Duration::ZERO)).unwrap();
-        drop(first);
+        reset(first);
         assert_reset(&mut second);
     }
     line.gateway.await_metric("gogate_connections_active{listener=\"web\"} 0");
@@ -160,13 +159,65 @@ fn a_reset_is_passed_on_to_a_side_that_still_sends() {
     let line = Line::start("");
     let (mut client, endpoint) = line.stream();
     client.write_all(&[7; 100_000]).unwrap();
-    SockRef::from(&endpoint).set_linger(Some(Duration::ZERO)).unwrap();
-    drop(endpoint);
+    reset(endpoint);
     let ended = eventually("the client's writes fail", || match client.write(&[7; 1000]) {
         Ok(_) => Err("it can still write".to_owned()),
         Err(error) => Ok(error.kind()),
     });
     assert!(matches!(ended, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{ended:?}");
+}
+
+/// Goes without an end.
+fn reset(stream: TcpStream) {
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+}
+
+#[test]
+fn a_reset_after_an_end_is_noticed_though_the_other_side_is_silent() {
+    let line = Line::start("");
+    for client_resets in [true, false] {
+        let (client, endpoint) = line.stream();
+        let (mut first, mut second) = if client_resets { (client, endpoint) } else { (endpoint, client) };
+        pass(&mut first, &mut second, 1);
+        first.shutdown(Shutdown::Write).unwrap();
+        assert_ended(&mut second);
+        reset(first);
+        line.gateway.await_metric("gogate_connections_active{listener=\"web\"} 0");
+        line.gateway.await_metric("gogate_upstream_connections{service=\"s\",state=\"active\"} 0");
+        eventually("what it sends is refused", || match second.write(&[7]) {
+            Ok(_) => Err("it can still write".to_owned()),
+            Err(_) => Ok(()),
+        });
+    }
+}
+
+#[test]
+fn what_was_sent_before_an_end_arrives_though_a_reset_follows() {
+    let line = Line::start("");
+    let (mut client, mut endpoint) = line.stream();
+    let sent = pattern(4, 300_000);
+    client.write_all(&sent).unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    // The gateway has all of it, and the client's end, before the endpoint reads.
+    line.gateway.await_metric("gogate_stream_bytes_total{listener=\"web\",direction=\"in\"} 300000");
+    reset(client);
+    line.gateway.await_metric("gogate_connections_active{listener=\"web\"} 0");
+    let mut received = Vec::new();
+    endpoint.read_to_end(&mut received).unwrap();
+    assert!(received == sent, "{} bytes", received.len());
+}
+
+#[test]
+fn a_reset_by_a_client_whose_bytes_wait_for_a_silent_endpoint_is_noticed() {
+    let line = Line::start("");
+    let (mut client, mut endpoint) = line.stream();
+    client.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    let piece = vec![7; 1 << 20];
+    while client.write(&piece).is_ok() {}
+    reset(client);
+    line.gateway.await_metric("gogate_connections_active{listener=\"web\"} 0");
+    assert_reset(&mut endpoint);
 }
 
 /// Bytes that show when one is missing, doubled or in another place.

@@ -108,6 +108,17 @@ fn a_tunnel_ends_one_direction_at_a_time() {
 }
 
 #[test]
+fn a_tunnel_ends_with_a_reset_after_an_end_though_the_endpoint_is_silent() {
+    let line = line(|_| {});
+    let (mut client, mut endpoint) = line.tunnel();
+    end(&mut client);
+    assert!(endpoint.is_closed());
+    client.reset();
+    line.gateway.await_metric("gogate_connections_active{listener=\"web\"} 0");
+    line.gateway.await_metric("gogate_upstream_connections{service=\"service\",state=\"active\"} 0");
+}
+
+#[test]
 fn what_either_side_sends_too_early_is_not_lost() {
     let line = line(|_| {});
     let (mut client, mut endpoint, _) = line.asked(&format!("{ASK}\0early, and not HTTP"));

@@ -21,6 +21,7 @@ use gogate::{
     proxy::{Proxy, ProxyConfig, RoutingTable},
     telemetry::access_log::AccessLog,
 };
+use socket2::SockRef;
 
 /// Nothing in these tests takes longer, however busy the machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -164,6 +165,11 @@ impl Peer {
             Ok(read) => read == 0,
             Err(error) => error.kind() == ErrorKind::ConnectionReset,
         }
+    }
+
+    /// Goes without an end.
+    pub fn reset(self) {
+        SockRef::from(self.0.get_ref()).set_linger(Some(Duration::ZERO)).unwrap();
     }
 
     fn line(&mut self) -> Option<String> {
