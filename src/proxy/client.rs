@@ -40,6 +40,7 @@ use super::{
     listener::{ListenerState, Permit},
     proxy_protocol::Addresses,
     record,
+    socket::Watch,
     stream::ClientStream,
     upgrade::{self, Tunnel},
     worker::Worker,
@@ -84,6 +85,8 @@ pub(super) struct Client {
     tunnel: RefCell<Option<Box<Tunnel>>>,
     /// As far as the stream knows, hyper holds nothing for this connection.
     still: Cell<bool>,
+    /// The stream has looked for more in this turn of hyper's, and is woken by whatever comes.
+    listening: Cell<bool>,
     /// The alarm is set to the moment when hyper is taken away.
     dozing: Cell<bool>,
     /// A field's name with an underscore came along.
@@ -116,6 +119,7 @@ impl Client {
             answered: Cell::new(0),
             tunnel: RefCell::new(None),
             still: Cell::new(false),
+            listening: Cell::new(false),
             dozing: Cell::new(false),
             underscores: Cell::new(false),
             listener,
@@ -141,6 +145,17 @@ impl Client {
     /// The stream says whether it waits for a request that has not begun.
     pub(super) fn set_still(&self, still: bool) {
         self.still.set(still);
+    }
+
+    /// The stream says whether the client's end, too, would wake it.
+    pub(super) fn set_listening(&self, listening: bool) {
+        self.listening.set(listening);
+    }
+
+    /// Whether a request is being answered of whose client nothing is heard: hyper reads no further with the next
+    /// request or a body's bytes in its hands, nor what may be another protocol.
+    fn is_unheard(&self) -> bool {
+        self.exchange.get() && !self.listening.get()
     }
 
     /// Whether hyper can be taken away without a loss.
@@ -261,7 +276,7 @@ pub(super) async fn serve(
     let client = Rc::new(Client::new(worker, listener, ends, &limits));
     let _unclaimed = Unclaimed(Rc::clone(&client));
     client.head_began();
-    let mut stream = ClientStream::new(tcp, Framing::new(Arc::clone(&limits)), Rc::clone(&client));
+    let mut stream = ClientStream::new(&tcp, Framing::new(Arc::clone(&limits)), Rc::clone(&client));
     loop {
         if !next_request(&client, &stream).await {
             return;
@@ -269,6 +284,7 @@ pub(super) async fn serve(
         // In a box: what rests is small.
         let mut connection = Box::new(hyper_for(&client, stream, &limits));
         let awake = Awake::begin(&client.worker);
+        let mut watch = Watch::new(&tcp);
         let mut draining = false;
         let over = poll_fn(|cx| {
             // Before hyper, which would take the alarm for the client's last one.
@@ -277,9 +293,11 @@ pub(super) async fn serve(
                 draining = true;
                 Pin::new(&mut *connection).graceful_shutdown();
             }
+            client.set_listening(false);
             match Pin::new(&mut *connection).poll(cx) {
                 // How the connection ended matters to nobody: requests are counted by their records.
                 Poll::Ready(_) => Poll::Ready(true),
+                Poll::Pending if client.is_unheard() && watch.gone(cx).is_some() => Poll::Ready(true),
                 Poll::Pending if client.is_at_rest() && (asleep || client.worker.awake.get() > AWAKE_MAX) => {
                     Poll::Ready(false)
                 }
@@ -296,7 +314,7 @@ pub(super) async fn serve(
     }
     let tunnel = client.tunnel.take();
     if let Some(tunnel) = tunnel {
-        if let Some((tcp, first)) = stream.into_tunnel() {
+        if let Some(first) = stream.into_tunnel() {
             Box::pin(upgrade::carry(&client, tcp, first, tunnel)).await;
         }
         return drop(permit);
@@ -304,7 +322,7 @@ pub(super) async fn serve(
     if client.exchange_under_way() {
         return;
     }
-    let (tcp, refusal, unread) = stream.into_parts();
+    let (refusal, unread) = stream.into_parts();
     if refusal.is_some() || unread {
         Box::pin(say_goodbye(&client, tcp, refusal)).await;
     }
@@ -314,7 +332,7 @@ pub(super) async fn serve(
 /// Waits for a request's first byte, or the client's end; false: neither came in time. Meanwhile the connection
 /// holds its socket and little more: buffers and parser are made when they are needed, from memory that the last
 /// request left warm.
-async fn next_request(client: &Client, stream: &ClientStream) -> bool {
+async fn next_request(client: &Client, stream: &ClientStream<'_>) -> bool {
     poll_fn(|cx| {
         client.alarm.belongs_to(cx.waker());
         if client.worker.is_draining() {
@@ -330,12 +348,12 @@ async fn next_request(client: &Client, stream: &ClientStream) -> bool {
 }
 
 /// hyper over a client's socket, for one or more requests.
-fn hyper_for(
+fn hyper_for<'a>(
     client: &Rc<Client>,
-    stream: ClientStream,
+    stream: ClientStream<'a>,
     limits: &Limits,
 ) -> http1::Connection<
-    TokioIo<ClientStream>,
+    TokioIo<ClientStream<'a>>,
     impl HttpService<Incoming, ResBody = AnswerBody, Error = Infallible> + use<>,
 > {
     let mut builder = http1::Builder::new();

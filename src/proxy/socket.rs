@@ -3,11 +3,11 @@
 //! Job: tokio's own reading and writing by shared reference, and [`Watch`]. Invariants: a piece that did not fill the
 //! buffer, or was not taken whole, costs no second system call to find that there is no more; whoever waits is woken
 //! by the driver of its own thread, so nothing becomes ready between a call and the note that it did not suffice.
-//! Neighbour: `relay`.
+//! Neighbours: `stream` and `relay` read and write, `client` and `relay` watch.
 
 use std::{
     future::Future,
-    io::{self, ErrorKind},
+    io::{self, ErrorKind, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -96,6 +96,21 @@ pub(super) fn poll_write(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) ->
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Poll::Ready(Err(error)),
+        }
+    }
+}
+
+/// Writes some of these pieces.
+pub(super) fn poll_write_vectored(
+    tcp: &TcpStream,
+    cx: &mut Context<'_>,
+    pieces: &[IoSlice<'_>],
+) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(tcp.poll_write_ready(cx))?;
+        match tcp.try_write_vectored(pieces) {
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            written => return Poll::Ready(written),
         }
     }
 }

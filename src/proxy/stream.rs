@@ -1,8 +1,8 @@
 //! The sockets as hyper sees them.
 //!
-//! Job: both show every byte to `framing` before hyper reads it. [`ClientStream`] enforces the deadlines that
-//! hold between requests; [`EndpointStream`] wakes the task of the request that holds the connection.
-//! Neighbours: `client` and `forward` wrap them for hyper.
+//! Job: both show every byte to `framing` before hyper reads it. [`ClientStream`] borrows its socket, which `client`
+//! watches as well, and enforces the deadlines that hold between requests; [`EndpointStream`] wakes the task of the
+//! request that holds the connection. Neighbours: `client` and `forward` wrap them for hyper.
 
 use std::{
     cell::{Cell, RefCell},
@@ -24,12 +24,13 @@ use super::{
         Framing,
         answer::{AnswerFraming, Due},
     },
+    socket,
 };
 
 /// A client's socket.
 #[derive(Debug)]
-pub(super) struct ClientStream {
-    tcp: TcpStream,
+pub(super) struct ClientStream<'a> {
+    tcp: &'a TcpStream,
     framing: Framing,
     client: Rc<Client>,
     /// Why no more is read; `client` answers it.
@@ -40,7 +41,7 @@ pub(super) struct ClientStream {
     blocked: bool,
     /// The last look for more to read found nothing.
     starved: bool,
-    /// Was read behind a request for another protocol, and not looked at yet.
+    /// Was read behind a request for another protocol, and is not looked at yet.
     held: Vec<u8>,
 }
 
@@ -77,8 +78,8 @@ pub(super) struct Task(RefCell<Waker>);
 
 // === impl ClientStream ===
 
-impl ClientStream {
-    pub(super) fn new(tcp: TcpStream, framing: Framing, client: Rc<Client>) -> Self {
+impl<'a> ClientStream<'a> {
+    pub(super) fn new(tcp: &'a TcpStream, framing: Framing, client: Rc<Client>) -> Self {
         Self {
             tcp,
             framing,
@@ -102,10 +103,9 @@ impl ClientStream {
         self.starved && !self.blocked && self.refusal.is_none() && self.framing.at_start()
     }
 
-    /// The socket for another protocol, and what the client sent of it already. None: an answer before it was not
-    /// written out, and is lost.
-    pub(super) fn into_tunnel(self) -> Option<(TcpStream, Vec<u8>)> {
-        (!self.blocked && self.refusal.is_none()).then_some((self.tcp, self.held))
+    /// What the client sent of another protocol already. None: an answer before it was not written out, and is lost.
+    pub(super) fn into_tunnel(self) -> Option<Vec<u8>> {
+        (!self.blocked && self.refusal.is_none()).then_some(self.held)
     }
 
     /// Whether what the client sends now may belong to another protocol: nobody reads it before that is known.
@@ -125,7 +125,7 @@ impl ClientStream {
     /// Reads what was held back, or from the socket.
     fn poll_bytes(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.held.is_empty() {
-            return Pin::new(&mut self.tcp).poll_read(cx, buf);
+            return socket::poll_read(self.tcp, cx, buf).map_ok(drop);
         }
         let taken = self.held.len().min(buf.remaining());
         buf.put_slice(&self.held[..taken]);
@@ -133,10 +133,27 @@ impl ClientStream {
         Poll::Ready(Ok(()))
     }
 
-    /// The socket, why it was read no further, and whether a request was left half read.
-    pub(super) fn into_parts(self) -> (TcpStream, Option<ProxyError>, bool) {
+    /// Holds what comes before it is known whether it is HTTP. An end before anything else gives up the request, as
+    /// it does any other.
+    fn poll_early(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.held.is_empty() {
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
+        let read = socket::poll_read(self.tcp, cx, buf);
+        self.client.set_listening(read.is_pending());
+        if ready!(read)? == 0 {
+            return Poll::Ready(Ok(()));
+        }
+        self.held.extend_from_slice(&buf.filled()[before..]);
+        buf.set_filled(before);
+        Poll::Pending
+    }
+
+    /// Why it was read no further, and whether a request was left half read.
+    pub(super) fn into_parts(self) -> (Option<ProxyError>, bool) {
         let unread = !self.framing.at_start();
-        (self.tcp, self.refusal.filter(|_| self.answerable), unread)
+        (self.refusal.filter(|_| self.answerable), unread)
     }
 
     fn refuse(&mut self, refusal: ProxyError, answerable: bool) {
@@ -162,7 +179,7 @@ impl ClientStream {
     }
 }
 
-impl AsyncRead for ClientStream {
+impl AsyncRead for ClientStream<'_> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -174,11 +191,12 @@ impl AsyncRead for ClientStream {
         }
         if this.waits_for_answer() {
             this.client.set_still(false);
-            return Poll::Pending;
+            return this.poll_early(cx, buf);
         }
         let before = buf.filled().len();
         let read = this.poll_bytes(cx, buf);
         this.starved = read.is_pending();
+        this.client.set_listening(this.starved);
         this.client.set_still(this.is_still());
         let Poll::Ready(read) = read else {
             // An exchange under way minds its own deadlines.
@@ -210,9 +228,9 @@ impl AsyncRead for ClientStream {
     }
 }
 
-impl AsyncWrite for ClientStream {
+impl AsyncWrite for ClientStream<'_> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.tcp).poll_write(cx, buf);
+        let written = socket::poll_write(self.tcp, cx, buf);
         self.in_time(written)
     }
 
@@ -223,14 +241,14 @@ impl AsyncWrite for ClientStream {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let written = match bufs {
-            [only] => Pin::new(&mut this.tcp).poll_write(cx, only),
+            [only] => socket::poll_write(this.tcp, cx, only),
             bufs if bufs.iter().map(|piece| piece.len()).sum::<usize>() <= COPIED_MAX => {
                 let mut scratch = this.client.worker.scratch.borrow_mut();
                 scratch.clear();
                 bufs.iter().for_each(|piece| scratch.extend_from_slice(piece));
-                Pin::new(&mut this.tcp).poll_write(cx, &scratch)
+                socket::poll_write(this.tcp, cx, &scratch)
             }
-            bufs => Pin::new(&mut this.tcp).poll_write_vectored(cx, bufs),
+            bufs => socket::poll_write_vectored(this.tcp, cx, bufs),
         };
         this.in_time(written)
     }
@@ -250,7 +268,7 @@ impl AsyncWrite for ClientStream {
     }
 }
 
-impl ClientStream {
+impl ClientStream<'_> {
     /// A client that takes nothing for as long as a body may stand still is given up.
     fn in_time(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         let was_blocked = std::mem::replace(&mut self.blocked, written.is_pending());

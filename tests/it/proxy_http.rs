@@ -335,6 +335,55 @@ fn a_client_that_leaves_takes_its_request_along() {
 }
 
 #[test]
+fn a_client_that_resets_is_noticed_whatever_it_sent_before() {
+    const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const UPGRADE: &str = "GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n";
+    let (asked, is_asked) = std::sync::mpsc::channel();
+    let (over, is_over) = std::sync::mpsc::channel::<()>();
+    let is_over = std::sync::Mutex::new(is_over);
+    let upstream = Upstream::start(move |mut peer| {
+        peer.head();
+        asked.send(()).unwrap();
+        // Reads no more and never answers.
+        let _ = is_over.lock().unwrap().recv();
+    });
+    let gateway = Gateway::start(&document(&[upstream.address]));
+    let cases = [
+        format!("{GET}{GET}"),
+        UPGRADE.to_owned(),
+        format!("{UPGRADE}\0early, and not HTTP"),
+        // More than hyper and the sockets hold.
+        format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{}", 1 << 30, "x".repeat(32 << 20)),
+    ];
+    for case in &cases {
+        let mut client = gateway.client();
+        client.0.get_ref().set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        client.send(case);
+        is_asked.recv_timeout(crate::upstream::PATIENCE).unwrap();
+        client.reset();
+        gateway.await_metric("gogate_upstream_connections{service=\"service\",state=\"active\"} 0");
+        gateway.await_metric("gogate_connections_active{listener=\"web\"} 0");
+        over.send(()).unwrap();
+    }
+    gateway.await_metric("method=\"GET\",code=\"499\"} 3");
+}
+
+#[test]
+fn a_client_that_leaves_before_its_upgrade_is_answered_takes_its_request_along() {
+    let upstream = Upstream::start(|mut peer| {
+        peer.request();
+        peer.is_closed();
+    });
+    let gateway = Gateway::start(&document(&[upstream.address]));
+    let mut client = gateway.client();
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n");
+    gateway.await_metric("gogate_upstream_connections{service=\"service\",state=\"active\"} 1");
+    drop(client);
+    gateway.await_metric("method=\"GET\",code=\"499\"} 1");
+    gateway.await_metric("gogate_upstream_connections{service=\"service\",state=\"active\"} 0");
+}
+
+#[test]
 fn a_service_has_its_own_times() {
     let upstream = Upstream::start(|mut peer| {
         peer.request();
