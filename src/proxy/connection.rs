@@ -1,169 +1,366 @@
-//! One connection to an endpoint.
+//! One connection to an endpoint: HTTP/1.1, one request at a time.
 //!
-//! Job: hyper's client connection, driven by the request that holds it instead of a task of its own: nothing
-//! wakes anything to move a request from one task to another. Its socket wakes the request's task; what hyper
-//! wakes inside (its channels) only sets a flag that [`Connection::poll_with`] looks at.
-//! Invariant: a wake-up is never lost: after every poll of hyper the flag is looked at, and the task is woken if
-//! it stays set. Neighbours: `pool` keeps it between requests, `forward` sends on it.
+//! Job: write a request as [`Outgoing`] has it, and read its answer by `framing::answer`. It has no task: whoever holds
+//! it for a request polls it, and its socket wakes that request's task.
+//! Invariants: between a request and its answer it holds its state and no buffer (a thousand requests under way must
+//! fit into the processor's caches): what is read goes through one block of the worker, what is written is the
+//! request's own. A body is read no faster than the endpoint takes it. Neighbours: `pool` keeps it between requests,
+//! `forward` sends on it.
 
 use std::{
-    io,
+    cell::RefCell,
+    io::{self, IoSlice, Write},
     pin::Pin,
     rc::Rc,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    task::{Context, Poll, Wake, Waker},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
-use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderName, Method, response};
+use tokio::{
+    io::{AsyncWrite, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_util::io::poll_read_buf;
 
 use super::{
-    framing::answer::Due,
-    stream::{EndpointExchange, EndpointStream, Task},
+    framing::answer::{AnswerFraming, Due, Part},
+    outgoing::Outgoing,
     table::Target,
     upload::RequestBody,
 };
 
-/// How often hyper is polled for one wake-up before other tasks get their turn.
-const POLLS_MAX: usize = 32;
+/// A request's pieces of so many bytes together are copied into one: a copy of a few kilobytes costs less than the
+/// kernel's work for a list of pieces.
+const COPIED_MAX: usize = 4 << 10;
+/// So much may be read at once, and so much at least there is room for.
+const BLOCK: usize = 128 << 10;
+const READ_MIN: usize = 64 << 10;
+/// A read of so many bytes is passed on with the block it is in, a smaller one as a copy: it must not hold the block.
+const SHARED_MIN: usize = 32 << 10;
 
 /// An open connection, with or without a request on it.
 pub(super) struct Connection {
-    pub(super) sender: http1::SendRequest<RequestBody>,
-    /// None once it has ended.
-    hyper: Option<http1::Connection<TokioIo<EndpointStream>, RequestBody>>,
-    /// What it left when it ended.
-    left: Option<http1::Parts<TokioIo<EndpointStream>>>,
-    pub(super) task: Rc<Task>,
-    flag: Arc<Flag>,
-    flag_waker: Waker,
-    exchange: Rc<EndpointExchange>,
-    /// The fields of the request under way if it may be sent again; kept for its memory.
-    pub(super) saved: Vec<(HeaderName, HeaderValue)>,
+    tcp: TcpStream,
+    buffers: Rc<Buffers>,
+    answers: AnswerFraming,
+    /// Was read, and not taken by `answers` yet.
+    read: Bytes,
+    /// A head that is not written out.
+    head: Option<Rc<[u8]>>,
+    /// A body that is not written out.
+    upload: Option<Box<Uploading>>,
+    /// How much of what is to be written next (head and piece of the body) is written.
+    written: usize,
+    /// Whether any byte of the request under way has left.
+    left: bool,
+    /// Whether the endpoint has sent anything since the request began.
+    received: bool,
+    /// The endpoint takes no more. What it said before that is still to be read, often why it takes no more.
+    deaf: bool,
+    /// It carries nothing any more.
+    over: bool,
+    /// It has carried a request before.
     pub(super) reused: bool,
     pub(super) idle_since: Instant,
 }
 
+/// Why there is no answer, or no more of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The connection ended.
+    Closed,
+    /// What the endpoint sent is no answer.
+    Malformed,
+    /// The request's body failed; it knows why.
+    Body,
+}
+
+/// What the connections of a worker read and write with. Empty between two calls.
 #[derive(Debug, Default)]
-struct Flag(AtomicBool);
+pub(super) struct Buffers {
+    /// Where small writes are put together.
+    pub(super) scratch: RefCell<Vec<u8>>,
+    block: RefCell<BytesMut>,
+}
 
-impl Wake for Flag {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+/// A body on its way: one piece of it at a time.
+struct Uploading {
+    body: RequestBody,
+    /// None: as long as its head says; else the fields that may follow it.
+    chunked: Option<Rc<[HeaderName]>>,
+    ended: bool,
+    /// What frames the data before and behind it.
+    before: Vec<u8>,
+    data: Bytes,
+    behind: &'static [u8],
 }
 
 // === impl Connection ===
 
 impl Connection {
     /// Opens a connection that begins with `header`, if there is one.
-    pub(super) async fn open(target: &Target, header: Option<&[u8]>) -> io::Result<Connection> {
+    pub(super) async fn open(
+        target: &Target,
+        header: Option<&[u8]>,
+        buffers: &Rc<Buffers>,
+    ) -> io::Result<Connection> {
         let mut tcp = target.connect().await?;
         if let Some(header) = header {
             tcp.write_all(header).await?;
         }
-        let task = Rc::new(Task::nobody());
-        let exchange = Rc::new(EndpointExchange::none());
-        let stream = EndpointStream::new(tcp, Rc::clone(&task), Rc::clone(&exchange));
-        let (sender, hyper) =
-            http1::Builder::new().handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-        let flag = Arc::new(Flag::default());
         Ok(Connection {
-            sender,
-            hyper: Some(hyper),
-            left: None,
-            task,
-            flag_waker: Arc::clone(&flag).into(),
-            flag,
-            exchange,
-            saved: Vec::new(),
+            tcp,
+            buffers: Rc::clone(buffers),
+            answers: AnswerFraming::default(),
+            read: Bytes::new(),
+            head: None,
+            upload: None,
+            written: 0,
+            left: false,
+            received: false,
+            deaf: false,
+            over: false,
             reused: false,
             idle_since: Instant::now(),
         })
     }
 
-    /// Whether it is open and takes a request.
-    pub(super) fn is_usable(&mut self) -> bool {
-        self.poll_hyper();
-        self.hyper.is_some() && self.sender.is_ready() && self.exchange.broken.get().is_none()
+    /// Whether the last answer is whole, and nothing stands in the way of another request.
+    pub(super) fn is_usable(&self) -> bool {
+        let is_free = self.answers.has_ended() && self.answers.is_persistent() && !self.is_sending();
+        is_free
+            && !self.deaf
+            && !self.over
+            && self.read.is_empty()
+            // No system call unless the socket has news, which are bad ones.
+            && matches!(self.tcp.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Before a request is sent.
-    pub(super) fn begin(&mut self, method: &Method) {
-        self.exchange.received.set(false);
-        self.exchange.due.set(if *method == Method::HEAD { Due::AnswerToHead } else { Due::Answer });
+    /// Before the first call of [`Connection::poll_head`] for a request.
+    pub(super) fn begin(&mut self, request: &Outgoing) {
+        self.head = Some(Rc::clone(&request.head));
+        self.upload = Uploading::of(request);
+        (self.written, self.left, self.received) = (0, false, false);
+        self.answers.begin(if request.method == Method::HEAD { Due::AnswerToHead } else { Due::Answer });
     }
 
-    /// Why what the endpoint sent is no answer.
-    pub(super) fn broken(&self) -> Option<&'static str> {
-        self.exchange.broken.get()
+    /// Whether any byte of the request has left.
+    pub(super) fn has_left(&self) -> bool {
+        self.left
     }
 
     /// Whether the endpoint has sent anything since [`Connection::begin`].
     pub(super) fn has_received(&self) -> bool {
-        self.exchange.received.get()
+        self.received
+    }
+
+    /// Whether the answer is whole.
+    pub(super) fn has_ended(&self) -> bool {
+        self.answers.has_ended()
+    }
+
+    /// How much of the answer is still to come, in bytes, where that is known.
+    pub(super) fn data_left(&self) -> Option<u64> {
+        self.answers.data_left()
     }
 
     /// After a request, before it waits for the next one.
     pub(super) fn rest(&mut self) {
-        self.task.set(Waker::noop());
-        self.saved.clear();
         self.reused = true;
         self.idle_since = Instant::now();
     }
 
-    /// Polls the connection and `what`, which depends on nothing but it, until neither makes progress.
-    pub(super) fn poll_with<T>(
-        &mut self,
-        cx: &mut Context<'_>,
-        mut what: impl FnMut(&mut Context<'_>) -> Poll<T>,
-    ) -> Poll<T> {
-        self.task.set(cx.waker());
-        for _ in 0..POLLS_MAX {
-            if let Poll::Ready(done) = what(&mut Context::from_waker(&self.flag_waker)) {
-                return Poll::Ready(done);
-            }
-            self.flag.0.store(false, Ordering::Relaxed);
-            self.poll_hyper();
-            if let Poll::Ready(done) = what(&mut Context::from_waker(&self.flag_waker)) {
-                return Poll::Ready(done);
-            }
-            if !self.flag.0.load(Ordering::Relaxed) {
-                return Poll::Pending;
-            }
+    /// Sends the request and reads the head of its answer.
+    pub(super) fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Result<response::Parts, Failure>> {
+        Poll::Ready(match ready!(self.poll_part(cx)) {
+            Ok(Some(Part::Head(head))) => Ok(head),
+            Ok(_) => Err(Failure::Malformed),
+            Err(failure) => Err(failure),
+        })
+    }
+
+    /// The next part of the answer, none at its end. What is left of the request is sent meanwhile.
+    pub(super) fn poll_part(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Part>, Failure>> {
+        if self.is_sending()
+            && let Poll::Ready(Err(failure)) = self.poll_send(cx)
+        {
+            self.over = true;
+            return Poll::Ready(Err(failure));
         }
-        cx.waker().wake_by_ref();
-        Poll::Pending
+        loop {
+            match self.answers.next(&mut self.read) {
+                Ok(None) if !self.answers.has_ended() && !self.answers.has_switched() => {}
+                Ok(part) => return Poll::Ready(Ok(part)),
+                Err(why) => {
+                    tracing::debug!(why, "the endpoint's answer is refused");
+                    self.over = true;
+                    return Poll::Ready(Err(Failure::Malformed));
+                }
+            }
+            match ready!(self.poll_read(cx)) {
+                Ok(0) | Err(_) if !self.received => {}
+                Ok(0) if self.answers.end() => {
+                    self.over = true;
+                    return Poll::Ready(Ok(None));
+                }
+                Ok(0) | Err(_) => {}
+                Ok(_) => {
+                    self.received = true;
+                    continue;
+                }
+            }
+            self.over = true;
+            return Poll::Ready(Err(Failure::Closed));
+        }
     }
 
     /// The socket, after an answer of 101, and what came behind that answer.
     pub(super) fn into_tunnel(self) -> Option<(TcpStream, Bytes)> {
-        self.left.map(|left| (left.io.into_inner().into_tcp(), left.read_buf))
+        (self.answers.has_switched() && !self.is_sending()).then_some((self.tcp, self.read))
     }
 
-    /// Once ended it is dropped, so that whoever waits for it hears so.
-    fn poll_hyper(&mut self) {
-        if let Some(hyper) = &mut self.hyper
-            && Pin::new(hyper).poll(&mut Context::from_waker(&self.flag_waker)).is_ready()
-        {
-            self.left = self.hyper.take().map(http1::Connection::into_parts);
+    fn is_sending(&self) -> bool {
+        self.head.is_some() || self.upload.is_some()
+    }
+
+    /// Reads more; nothing is left of what was read before.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut block = self.buffers.block.borrow_mut();
+        // It is this worker's again once everything that was passed on with it is gone.
+        if block.capacity() < READ_MIN && !block.try_reclaim(READ_MIN) {
+            *block = BytesMut::with_capacity(BLOCK);
+        }
+        let taken = ready!(poll_read_buf(Pin::new(&mut self.tcp), cx, &mut *block))?;
+        self.read = if taken >= SHARED_MIN { block.split().freeze() } else { Bytes::copy_from_slice(&block) };
+        block.clear();
+        Poll::Ready(Ok(taken))
+    }
+
+    /// Writes what there is of the request.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        loop {
+            if let Some(upload) = &mut self.upload {
+                upload.fill(cx)?;
+            }
+            let (before, data, behind) = match &self.upload {
+                Some(upload) => (&*upload.before, &*upload.data, upload.behind),
+                None => (&[][..], &[][..], &[][..]),
+            };
+            let pieces = [self.head.as_deref().unwrap_or_default(), before, data, behind];
+            let total: usize = pieces.iter().map(|piece| piece.len()).sum();
+            if total == 0 {
+                let over = self.upload.as_ref().is_none_or(|upload| upload.ended);
+                if over {
+                    self.upload = None;
+                }
+                return if over { Poll::Ready(Ok(())) } else { Poll::Pending };
+            }
+            let mut scratch = self.buffers.scratch.borrow_mut();
+            let Ok(taken) = ready!(write(&mut self.tcp, cx, pieces, self.written, &mut scratch)) else {
+                (self.head, self.upload, self.deaf) = (None, None, true);
+                return Poll::Ready(Ok(()));
+            };
+            self.left |= taken > 0;
+            self.written += taken;
+            if self.written == total {
+                self.written = 0;
+                self.head = None;
+                self.upload = self.upload.take().and_then(Uploading::next);
+            }
+            if !self.is_sending() {
+                return Poll::Ready(Ok(()));
+            }
         }
     }
 }
 
 impl std::fmt::Debug for Connection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connection").field("open", &self.hyper.is_some()).finish_non_exhaustive()
+        f.debug_struct("Connection").field("tcp", &self.tcp).finish_non_exhaustive()
+    }
+}
+
+/// Writes of `pieces` what comes after the first `written` bytes.
+fn write(
+    tcp: &mut TcpStream,
+    cx: &mut Context<'_>,
+    pieces: [&[u8]; 4],
+    written: usize,
+    scratch: &mut Vec<u8>,
+) -> Poll<io::Result<usize>> {
+    let mut skipped = 0;
+    let rest = pieces.map(|piece| {
+        let skip = (written - skipped).min(piece.len());
+        skipped += skip;
+        &piece[skip..]
+    });
+    let tcp = Pin::new(tcp);
+    match rest {
+        [only, [], [], []] => tcp.poll_write(cx, only),
+        rest if rest.iter().map(|piece| piece.len()).sum::<usize>() <= COPIED_MAX => {
+            scratch.clear();
+            rest.iter().for_each(|piece| scratch.extend_from_slice(piece));
+            tcp.poll_write(cx, scratch)
+        }
+        rest => tcp.poll_write_vectored(cx, &rest.map(IoSlice::new)),
+    }
+}
+
+// === impl Uploading ===
+
+impl Uploading {
+    fn of(request: &Outgoing) -> Option<Box<Self>> {
+        (!request.body.is_none()).then(|| {
+            Box::new(Self {
+                body: request.body.clone(),
+                chunked: request.chunked.clone(),
+                ended: false,
+                before: Vec::new(),
+                data: Bytes::new(),
+                behind: b"",
+            })
+        })
+    }
+
+    /// Fetches the next piece if none is waiting and there is one.
+    fn fill(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        while !self.ended && self.data.is_empty() && self.before.is_empty() {
+            let Poll::Ready(frame) = self.body.poll_frame(cx) else { break };
+            let frame = frame.transpose().map_err(|_| Failure::Body)?;
+            let Some(allowed) = &self.chunked else {
+                self.ended = frame.is_none() || self.body.has_ended();
+                self.data = frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default();
+                continue;
+            };
+            match frame.map(|frame| frame.into_data()) {
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(Ok(data)) => {
+                    write!(self.before, "{:x}\r\n", data.len()).map_err(|_| Failure::Body)?;
+                    (self.data, self.behind) = (data, b"\r\n");
+                }
+                last => {
+                    self.ended = true;
+                    self.before.extend_from_slice(b"0\r\n");
+                    let trailers = last.and_then(|last| last.err()?.into_trailers().ok());
+                    for (name, value) in trailers.iter().flatten().filter(|(name, _)| allowed.contains(name))
+                    {
+                        for piece in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                            self.before.extend_from_slice(piece);
+                        }
+                    }
+                    self.behind = b"\r\n";
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The piece is written: what remains, if any.
+    fn next(mut self: Box<Self>) -> Option<Box<Self>> {
+        self.before.clear();
+        (self.data, self.behind) = (Bytes::new(), b"");
+        (!self.ended).then_some(self)
     }
 }

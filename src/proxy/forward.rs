@@ -9,40 +9,32 @@
 
 use std::{
     future::poll_fn,
-    pin::{Pin, pin},
+    pin::Pin,
     rc::Rc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version, response};
+use http::{StatusCode, response};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::{
     client::Client,
+    connection,
     error::ProxyError,
+    framing::answer::Part,
     headers,
+    outgoing::Outgoing,
     policy::{Compressor, recovery},
     pool::{Lease, Pool},
     proxy_protocol,
     record::{self, Journey, Record},
     retry::{self, Failure},
-    upload::{RequestBody, Upload},
+    upload::Upload,
     upstream::{LocalUpstream, Picked, Wish},
 };
 use crate::config::document::Retries;
-
-/// A request as the endpoint will see it.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    pub(super) method: Method,
-    pub(super) uri: Uri,
-    pub(super) headers: HeaderMap,
-    /// None: no body.
-    pub(super) upload: Option<Rc<Upload>>,
-}
 
 /// How a request wants to be sent.
 #[derive(Debug)]
@@ -60,19 +52,10 @@ pub(super) struct Terms<'a> {
 
 /// How one attempt ended.
 enum Attempt {
-    /// With what it takes to send the request again, if it may be.
-    Answered(Response<Incoming>, Option<Saved>),
-    /// The request is whole and never left, or met a connection that the endpoint had closed.
-    Unsent(Outgoing),
-    /// With the request, if it may be sent again.
-    Failed(ProxyError, Option<Outgoing>),
-}
-
-/// What is kept of a request that may be sent again; the fields are the connection's.
-struct Saved {
-    method: Method,
-    uri: Uri,
-    upload: Option<Rc<Upload>>,
+    Answered(response::Parts),
+    /// The request never left, or met a connection that the endpoint had closed: it may be sent again.
+    Unsent,
+    Failed(ProxyError),
 }
 
 /// A request's attempts.
@@ -92,7 +75,7 @@ struct Trying<'a> {
 /// An endpoint's answer, its body still to come.
 #[derive(Debug)]
 pub(super) struct Answered {
-    pub(super) response: Response<Incoming>,
+    pub(super) head: response::Parts,
     /// What the body comes by.
     pub(super) line: Line,
 }
@@ -108,7 +91,7 @@ pub(super) struct Line {
 pub(super) async fn forward(
     client: &Client,
     upstream: &Rc<LocalUpstream>,
-    mut outgoing: Outgoing,
+    outgoing: Outgoing,
     terms: &Terms<'_>,
     record: &Record,
 ) -> Result<Answered, ProxyError> {
@@ -143,44 +126,41 @@ pub(super) async fn forward(
                 }
             },
         };
-        let time = if outgoing.upload.is_some() { service.timeouts.idle } else { terms.answer_within };
+        let time = if outgoing.body.upload().is_some() { service.timeouts.idle } else { terms.answer_within };
         client.alarm.set(client.worker.alarms.soon().max(record.started) + time);
-        match send(client, &mut lease, outgoing, trying.replays()).await {
-            Attempt::Answered(response, saved) => {
-                judge(&picked, response.status());
-                if let Some(saved) = saved
-                    && let Some(pause) = trying.again(&picked, Failure::Status(response.status()))
+        match send(client, &mut lease, &outgoing).await {
+            Attempt::Answered(head) => {
+                judge(&picked, head.status);
+                if trying.replays()
+                    && outgoing.is_repeatable()
+                    && let Some(pause) = trying.again(&picked, Failure::Status(head.status))
                 {
-                    outgoing = saved.restore(&mut lease);
                     // A connection whose answer is not read to its end cannot carry another one.
-                    let whole = response.body().is_end_stream();
-                    if whole && lease.connection().is_some_and(|connection| connection.is_usable()) {
-                        lease.give_back();
-                    }
+                    lease.give_back();
                     drop(picked);
                     trying.rest(pause).await;
                     continue;
                 }
-                return Ok(Answered { response, line: Line { lease, picked } });
+                return Ok(Answered { head, line: Line { lease, picked } });
             }
-            Attempt::Failed(error, again) => {
+            Attempt::Failed(error) => {
                 let Some(failure) = Failure::of(&error) else { return Err(error) };
                 picked.failed();
-                let Some(again) = again else { return Err(error) };
+                if !(trying.replays() && outgoing.is_repeatable()) {
+                    return Err(error);
+                }
                 let Some(pause) = trying.again(&picked, failure) else { return Err(error) };
                 trying.error = Some(error);
-                outgoing = again;
                 drop((lease, picked));
                 trying.rest(pause).await;
             }
-            Attempt::Unsent(_) if stale => {
+            Attempt::Unsent if stale => {
                 picked.failed();
                 return Err(ProxyError::UpstreamReset);
             }
-            Attempt::Unsent(again) => {
+            Attempt::Unsent => {
                 client.worker.figures.retry(&plan.name, "stale");
                 stale = true;
-                outgoing = again;
             }
         }
     }
@@ -252,20 +232,6 @@ impl<'a> Trying<'a> {
     }
 }
 
-// === impl Saved ===
-
-impl Saved {
-    fn restore(self, lease: &mut Lease) -> Outgoing {
-        let Saved { method, uri, upload } = self;
-        let saved = lease.connection().map(|connection| std::mem::take(&mut connection.saved));
-        let mut headers = HeaderMap::new();
-        for (name, value) in saved.unwrap_or_default() {
-            headers.append(name, value);
-        }
-        Outgoing { method, uri, headers, upload }
-    }
-}
-
 /// What an answer's status says of its endpoint: these are a gateway's own words for one that does not work.
 fn judge(picked: &Picked, status: StatusCode) {
     match status {
@@ -287,31 +253,26 @@ pub(super) async fn ask(
     bytes_max: usize,
 ) -> Result<(response::Parts, Option<Bytes>), ProxyError> {
     let terms = Terms { hash: None, pinned: None, retries: None, answer_within, until: None };
-    let Answered { response, line } = forward(client, upstream, outgoing, &terms, record).await?;
+    let Answered { head, line } = forward(client, upstream, outgoing, &terms, record).await?;
     let Line { mut lease, picked: _picked } = line;
-    let (head, mut incoming) = response.into_parts();
     let mut body = BytesMut::new();
-    while !incoming.is_end_stream() {
-        let Some(connection) = lease.connection() else { return Ok((head, None)) };
-        let frame =
-            poll_fn(|cx| match connection.poll_with(cx, |cx| Pin::new(&mut incoming).poll_frame(cx)) {
-                Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-                Poll::Pending if client.alarm.rang() => Poll::Ready(Err(ProxyError::UpstreamTimeout)),
-                Poll::Pending => Poll::Pending,
-            });
-        let data = match frame.await? {
-            None => break,
-            Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
-            Some(Err(_)) => return Ok((head, None)),
-        };
-        if body.len() + data.len() > bytes_max {
-            return Ok((head, None));
+    while let Some(connection) = lease.connection().filter(|connection| !connection.has_ended()) {
+        let part = poll_fn(|cx| match connection.poll_part(cx) {
+            Poll::Ready(part) => Poll::Ready(Ok(part)),
+            Poll::Pending if client.alarm.rang() => Poll::Ready(Err(ProxyError::UpstreamTimeout)),
+            Poll::Pending => Poll::Pending,
+        });
+        match part.await? {
+            Ok(Some(Part::Data(data))) if body.len() + data.len() <= bytes_max => {
+                body.extend_from_slice(&data);
+            }
+            Ok(Some(Part::Data(_))) | Err(_) => return Ok((head, None)),
+            Ok(Some(_)) => {}
+            // At the end, or where another protocol begins.
+            Ok(None) => break,
         }
-        body.extend_from_slice(&data);
     }
-    if lease.connection().is_some_and(|connection| connection.is_usable()) {
-        lease.give_back();
-    }
+    lease.give_back();
     Ok((head, Some(body.freeze())))
 }
 
@@ -334,7 +295,9 @@ async fn open(
     if lease.connection().is_none() {
         let header = service.send_proxy_protocol.map(|version| proxy_protocol::write(version, &client.ends));
         let opened = now();
-        let connected = client.in_time(lease.connect(header.as_deref()), ProxyError::ConnectTimeout).await;
+        let connected = client
+            .in_time(lease.connect(header.as_deref(), &client.worker.buffers), ProxyError::ConnectTimeout)
+            .await;
         if let Some((journey, since)) = opened {
             journey.connected(since);
         }
@@ -343,68 +306,36 @@ async fn open(
     Ok(lease)
 }
 
-/// Sends on a connection. `replays`: what fails may be sent again elsewhere.
-async fn send(client: &Client, lease: &mut Lease, outgoing: Outgoing, replays: bool) -> Attempt {
-    let Some(connection) = lease.connection() else {
-        return Attempt::Failed(ProxyError::ConnectFailed, None);
-    };
-    let Outgoing { method, uri, headers, upload } = outgoing;
-    // Cheaper than a copy of the map, and seldom read.
-    let saved = ((connection.reused || replays) && method.is_idempotent()).then(|| {
-        connection.saved.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
-        Saved { method: method.clone(), uri: uri.clone(), upload: upload.clone() }
-    });
-    let body = upload.as_ref().map_or_else(RequestBody::empty, |upload| upload.body(&connection.task));
-    let mut request = Request::new(body);
-    *request.method_mut() = method;
-    *request.uri_mut() = uri;
-    *request.headers_mut() = headers;
-    *request.version_mut() = Version::HTTP_11;
-
-    connection.begin(request.method());
-    let mut answer = pin!(connection.sender.try_send_request(request));
-    let outcome = poll_fn(|cx| match connection.poll_with(cx, |cx| answer.as_mut().poll(cx)) {
+/// Sends on a connection.
+async fn send(client: &Client, lease: &mut Lease, outgoing: &Outgoing) -> Attempt {
+    let Some(connection) = lease.connection() else { return Attempt::Failed(ProxyError::ConnectFailed) };
+    connection.begin(outgoing);
+    let outcome = poll_fn(|cx| match connection.poll_head(cx) {
         Poll::Ready(outcome) => Poll::Ready(Some(outcome)),
         Poll::Pending if client.alarm.rang() => Poll::Ready(None),
         Poll::Pending => Poll::Pending,
     })
     .await;
-    // Whatever is gone of a body cannot be sent again.
-    let saved = saved.filter(|_| upload.as_ref().is_none_or(|upload| upload.is_untouched()));
-    let mut error = match outcome {
-        Some(Ok(response)) => return Attempt::Answered(response, saved.filter(|_| replays)),
-        Some(Err(error)) => error,
-        None if upload.as_ref().is_some_and(|upload| upload.waits_for_client()) => {
-            return Attempt::Failed(ProxyError::RequestTimeout, None);
-        }
-        None => {
-            let again = saved.filter(|_| replays).map(|saved| saved.restore(lease));
-            return Attempt::Failed(ProxyError::UpstreamTimeout, again);
+    let upload = outgoing.body.upload();
+    let error = match outcome {
+        Some(Ok(head)) => return Attempt::Answered(head),
+        None if upload.is_some_and(Upload::waits_for_client) => ProxyError::RequestTimeout,
+        None => ProxyError::UpstreamTimeout,
+        Some(Err(failure)) => {
+            if let Some(failure) = upload.and_then(Upload::failure) {
+                return Attempt::Failed(failure);
+            }
+            let is_stale = connection.reused && !connection.has_received() && outgoing.is_repeatable();
+            if is_stale || !connection.has_left() {
+                return Attempt::Unsent;
+            }
+            match failure {
+                connection::Failure::Malformed => ProxyError::UpstreamMalformed,
+                _ => ProxyError::UpstreamReset,
+            }
         }
     };
-    if let Some(failure) = upload.as_ref().and_then(|upload| upload.failure()) {
-        return Attempt::Failed(failure, None);
-    }
-    if let Some(request) = error.take_message() {
-        let (parts, _) = request.into_parts();
-        return Attempt::Unsent(Outgoing {
-            method: parts.method,
-            uri: parts.uri,
-            headers: parts.headers,
-            upload,
-        });
-    }
-    let is_stale = connection.reused && !connection.has_received();
-    let broken = connection.broken();
-    if let Some(why) = broken {
-        tracing::debug!(why, "the endpoint's answer is refused");
-    }
-    let is_malformed = broken.is_some() || error.error().is_parse();
-    let reason = if is_malformed { ProxyError::UpstreamMalformed } else { ProxyError::UpstreamReset };
-    match saved.map(|saved| saved.restore(lease)) {
-        Some(again) if is_stale => Attempt::Unsent(again),
-        again => Attempt::Failed(reason, again.filter(|_| replays)),
-    }
+    Attempt::Failed(error)
 }
 
 // === impl AnswerBody ===
@@ -423,8 +354,8 @@ pub(super) struct AnswerBody {
 #[derive(Debug)]
 enum Content {
     Own(Option<Bytes>),
+    /// No line: it is whole.
     Endpoint {
-        incoming: Incoming,
         line: Option<Line>,
         idle: Duration,
     },
@@ -449,15 +380,9 @@ impl AnswerBody {
     }
 
     /// An endpoint's body, which may stand still for `idle`.
-    pub(super) fn endpoint(
-        incoming: Incoming,
-        line: Line,
-        idle: Duration,
-        client: &Rc<Client>,
-        record: Record,
-    ) -> Self {
+    pub(super) fn endpoint(line: Line, idle: Duration, client: &Rc<Client>, record: Record) -> Self {
         client.alarm.set(client.worker.alarms.soon() + idle);
-        let content = Content::Endpoint { incoming, line: Some(line), idle };
+        let content = Content::Endpoint { line: Some(line), idle };
         let mut body = Self { content, client: Rc::clone(client), compressor: None, record: Some(record) };
         if body.is_end_stream() {
             body.end();
@@ -492,8 +417,7 @@ impl AnswerBody {
     fn end(&mut self) {
         self.ended(record::COMPLETE);
         if let Content::Endpoint { line, .. } = &mut self.content
-            && let Some(Line { mut lease, .. }) = line.take()
-            && lease.connection().is_some_and(|connection| connection.is_usable())
+            && let Some(Line { lease, .. }) = line.take()
         {
             lease.give_back();
         }
@@ -517,38 +441,36 @@ impl AnswerBody {
     /// The next piece as it came.
     fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, std::io::Error>>> {
         let this = self;
-        let (incoming, line, idle) = match &mut this.content {
+        let (line, idle) = match &mut this.content {
             Content::Own(content) => {
                 return Poll::Ready(content.take().map(|bytes| Ok(Frame::data(bytes))));
             }
-            Content::Endpoint { incoming, line, idle } => (incoming, line, *idle),
+            Content::Endpoint { line, idle } => (line, *idle),
             Content::Broken(kind) => return Poll::Ready(Some(Err((*kind).into()))),
         };
         let connection = line.as_mut().and_then(|line| line.lease.connection());
         let Some(connection) = connection else { return Poll::Ready(None) };
-        let Poll::Ready(frame) = connection.poll_with(cx, |cx| Pin::new(&mut *incoming).poll_frame(cx))
-        else {
+        let Poll::Ready(part) = connection.poll_part(cx) else {
             let late = this.client.alarm.rang();
             return if late { this.break_off(cx, std::io::ErrorKind::TimedOut) } else { Poll::Pending };
         };
-        match frame {
-            Some(Ok(mut frame)) => {
-                if let Some(trailers) = frame.trailers_mut() {
-                    headers::prepare_trailers(trailers);
-                }
-                if frame.is_trailers() || incoming.is_end_stream() {
-                    this.end();
-                } else {
-                    this.client.alarm.set(this.client.worker.alarms.soon() + idle);
-                }
-                Poll::Ready(Some(Ok(frame)))
+        let frame = match part {
+            Ok(Some(Part::Data(data))) => Some(Frame::data(data)),
+            Ok(Some(Part::Trailers(mut trailers))) => {
+                headers::prepare_trailers(&mut trailers);
+                Some(Frame::trailers(trailers))
             }
-            Some(Err(_)) => this.break_off(cx, std::io::ErrorKind::UnexpectedEof),
-            None => {
-                this.end();
-                Poll::Ready(None)
+            Ok(Some(Part::Head(_))) | Err(_) => {
+                return this.break_off(cx, std::io::ErrorKind::UnexpectedEof);
             }
+            Ok(None) => None,
+        };
+        if connection.has_ended() {
+            this.end();
+        } else {
+            this.client.alarm.set(this.client.worker.alarms.soon() + idle);
         }
+        Poll::Ready(frame.map(Ok))
     }
 }
 
@@ -588,7 +510,9 @@ impl Body for AnswerBody {
         }
         match &self.content {
             Content::Own(content) => content.as_ref().is_none_or(Bytes::is_empty),
-            Content::Endpoint { incoming, .. } => incoming.is_end_stream(),
+            Content::Endpoint { line, .. } => {
+                line.as_ref().is_none_or(|line| line.lease.data_left() == Some(0))
+            }
             Content::Broken(_) => false,
         }
     }
@@ -599,7 +523,10 @@ impl Body for AnswerBody {
         }
         match &self.content {
             Content::Own(content) => SizeHint::with_exact(content.as_ref().map_or(0, Bytes::len) as u64),
-            Content::Endpoint { incoming, .. } => incoming.size_hint(),
+            Content::Endpoint { line, .. } => {
+                let left = line.as_ref().map_or(Some(0), |line| line.lease.data_left());
+                left.map_or_else(SizeHint::default, SizeHint::with_exact)
+            }
             Content::Broken(_) => SizeHint::default(),
         }
     }

@@ -4,7 +4,7 @@
 //! in two ways (RFC 9112, section 11.2): Content-Length with Transfer-Encoding, two Content-Lengths, obs-fold,
 //! a bare LF, space before the colon, a broken chunk, more than one Host, a target that names another host.
 //! hyper decides some of these silently, so it never sees them. It also holds the bounds on a head. [`answer`]
-//! holds what endpoints send to the same rules; `line`, `body` and `target` are what both are made of.
+//! reads what endpoints send by the same rules; `line`, `body` and `target` are what both are made of.
 //! Invariant: the cost is linear in the bytes, however they are cut into pieces. Neighbours: `stream` feeds it,
 //! `client` answers its refusals; docs/security.md has the rules for users.
 

@@ -234,10 +234,19 @@ const SPOKEN_FOR: [HeaderName; 25] = [
 
 // === trailers ===
 
+/// Beside [`SPOKEN_FOR`]: what says how a message is to be read or kept.
+const ONLY_IN_HEADS: [HeaderName; 5] = [
+    header::CACHE_CONTROL,
+    header::CONTENT_ENCODING,
+    header::CONTENT_RANGE,
+    header::MAX_FORWARDS,
+    header::SET_COOKIE,
+];
+
 /// Takes out of trailers what belongs into a head: whoever merges them would believe it (RFC 9110, section
-/// 6.5.1). hyper drops more, and what was not announced.
+/// 6.5.1). Of what remains, only fields that the head announced are sent.
 pub(super) fn prepare_trailers(trailers: &mut HeaderMap) {
-    for name in SPOKEN_FOR {
+    for name in SPOKEN_FOR.into_iter().chain(ONLY_IN_HEADS) {
         trailers.remove(name);
     }
     let shadows: Vec<HeaderName> = trailers.keys().filter(|name| is_shadow(name.as_str())).cloned().collect();

@@ -16,7 +16,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts};
+use http::{
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request::Parts, response,
+};
 use http_body::Body;
 use hyper::body::Incoming;
 
@@ -26,16 +28,18 @@ use super::{
     client::Client,
     error::{Blame, ProxyError},
     fixed::Repeatable,
-    forward::{AnswerBody, Answered, Line, Outgoing, Terms, forward},
+    forward::{AnswerBody, Answered, Line, Terms, forward},
     headers::{self, RequestId},
-    mirror, path,
+    mirror,
+    outgoing::Outgoing,
+    path,
     policy::{self, Passed, Passing, recovery},
     record::Record,
     route_match::{Asked, Found},
     sticky,
     table::RoutingTable,
     upgrade::{self, Opened, Tunnel},
-    upload::Upload,
+    upload::{RequestBody, Upload},
     upstream::View,
 };
 use crate::config::document::{Balance, Service};
@@ -61,17 +65,21 @@ pub(super) async fn answer(
     let mut response = match outcome {
         Ok(Answer::Endpoint(endpoint)) => {
             close |= endpoint.early;
-            record.answered(endpoint.response.status());
-            let (mut parts, incoming) = endpoint.response.into_parts();
+            let mut parts = endpoint.head;
+            record.answered(parts.status);
             headers::prepare_answer(&mut parts.headers);
             record.finish(&mut parts.headers);
-            let compressor = if incoming.is_end_stream() {
+            let length = match &endpoint.rest {
+                Rest::Body(line) => line.lease.data_left(),
+                Rest::Tunnel(_) => Some(0),
+            };
+            let compressor = if length == Some(0) {
                 None
             } else {
-                record.compress(parts.status, &mut parts.headers, incoming.size_hint().exact())
+                record.compress(parts.status, &mut parts.headers, length)
             };
             let mut body = match endpoint.rest {
-                Rest::Body(line) => AnswerBody::endpoint(incoming, line, endpoint.idle, &client, record),
+                Rest::Body(line) => AnswerBody::endpoint(line, endpoint.idle, &client, record),
                 Rest::Tunnel(opened) => {
                     close = false;
                     upgrade::grant(&mut parts.headers, &opened);
@@ -111,10 +119,6 @@ pub(super) async fn answer(
 }
 
 /// What a request came to.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "the large one is the usual one, and a box would cost each request"
-)]
 enum Answer {
     Endpoint(FromEndpoint),
     /// The route's own, or a policy's.
@@ -123,7 +127,7 @@ enum Answer {
 
 /// An endpoint's answer, its body still to come.
 struct FromEndpoint {
-    response: Response<Incoming>,
+    head: response::Parts,
     rest: Rest,
     idle: Duration,
     /// It came before the request's end: what follows on the client's connection is not known to be a request.
@@ -226,31 +230,35 @@ async fn exchange(
     if let (Some(upload), Some(_)) = (&upload, &route.policies) {
         upload.drop_trailers();
     }
-    let outgoing = Outgoing { method: parts.method, uri, headers: parts.headers, upload: upload.clone() };
+    let body = upload.clone().map_or(RequestBody::None, RequestBody::Client);
     // A copy of an upgrade would be a stream that nobody speaks on.
     if let Some(mirror) = &route.mirror
         && asked.is_none()
         && mirror.turns.take() == 0
     {
-        mirror::begin(client, &view.upstreams[mirror.upstream], &outgoing);
+        let copied = &view.upstreams[mirror.upstream];
+        mirror::begin(client, copied, (&parts.method, &uri, &parts.headers), &body);
     }
-    let Answered { mut response, line } = forward(client, upstream, outgoing, &terms, record).await?;
+    let scratch = &client.worker.buffers.scratch;
+    let outgoing = Outgoing::new(parts.method, &uri, &parts.headers, body, scratch);
+    drop((uri, parts.headers));
+    let Answered { mut head, line } = forward(client, upstream, outgoing, &terms, record).await?;
     if let Some(sticky) = &service.sticky {
         let pin = line.picked.pin();
         if terms.pinned != Some(pin) {
-            sticky::set(sticky, pin, response.headers_mut());
+            sticky::set(sticky, pin, &mut head.headers);
         }
     }
     client.alarm.set_ceiling(None);
     let early = upload.is_some_and(|upload| !upload.has_ended());
-    let rest = if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+    let rest = if head.status == StatusCode::SWITCHING_PROTOCOLS {
         let idle = view.table.listener(client.listener.id).and_then(|listener| listener.idle);
-        let opened = upgrade::open(asked, response.headers(), line, idle.unwrap_or(timeouts.stream));
+        let opened = upgrade::open(asked, &head.headers, line, idle.unwrap_or(timeouts.stream));
         Rest::Tunnel(opened.ok_or(ProxyError::UpstreamMalformed)?)
     } else {
         Rest::Body(line)
     };
-    Ok(Answer::Endpoint(FromEndpoint { response, rest, idle: timeouts.idle, early }))
+    Ok(Answer::Endpoint(FromEndpoint { head, rest, idle: timeouts.idle, early }))
 }
 
 /// Makes the client's head the endpoint's, as far as no policy has a word in it but the one that names the request.

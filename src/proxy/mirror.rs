@@ -6,21 +6,16 @@
 //! copy is counted once, when it is dropped. Neighbours: `http` begins copies, `upload` feeds them, `action` says which
 //! requests have one.
 
-use std::{
-    future::poll_fn,
-    pin::{Pin, pin},
-    rc::Rc,
-    time::Instant,
-};
+use std::{future::poll_fn, rc::Rc, time::Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Method, Request, Uri, header};
-use http_body::Body;
+use http::{HeaderMap, Method, Uri};
 
 use super::{
     client::Client,
     error::ProxyError,
-    forward::Outgoing,
+    framing::answer::Part,
+    outgoing::Outgoing,
     pool::Lease,
     proxy_protocol,
     upload::RequestBody,
@@ -58,13 +53,18 @@ pub(super) struct Copy {
 }
 
 /// Copies a request: at once if it has no body, else when its body is whole.
-pub(super) fn begin(client: &Client, upstream: &Rc<LocalUpstream>, request: &Outgoing) {
+pub(super) fn begin(
+    client: &Client,
+    upstream: &Rc<LocalUpstream>,
+    (method, uri, headers): (&Method, &Uri, &HeaderMap),
+    body: &RequestBody,
+) {
     let worker = &client.worker;
     let count = |result| worker.figures.mirror(&upstream.plan.name, result);
     if worker.mirrors.get() >= COPIES_MAX {
         return count(BUSY);
     }
-    if request.upload.as_ref().is_some_and(|upload| upload.bytes_left() > BODY_BYTES_MAX as u64) {
+    if body.upload().is_some_and(|upload| upload.bytes_left() > BODY_BYTES_MAX as u64) {
         return count(BODY_TOO_LONG);
     }
     worker.mirrors.set(worker.mirrors.get() + 1);
@@ -72,14 +72,14 @@ pub(super) fn begin(client: &Client, upstream: &Rc<LocalUpstream>, request: &Out
     let copy = Copy {
         worker: Rc::clone(worker),
         upstream: Rc::clone(upstream),
-        method: request.method.clone(),
-        uri: request.uri.clone(),
-        headers: request.headers.clone(),
+        method: method.clone(),
+        uri: uri.clone(),
+        headers: headers.clone(),
         announcement: announced.map(|version| proxy_protocol::write(version, &client.ends)),
         body: BytesMut::new(),
         result: INCOMPLETE,
     };
-    match &request.upload {
+    match body.upload() {
         Some(upload) => upload.copy_to(copy),
         None => copy.start(),
     }
@@ -98,45 +98,42 @@ impl Copy {
         Some(self)
     }
 
-    /// Sends the copy of a body that is whole, trailers aside.
-    pub(super) fn finish(mut self) {
-        self.headers.remove(header::TRANSFER_ENCODING);
-        self.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(self.body.len()));
-        self.start();
-    }
-
+    /// Sends the copy, its body being whole, trailers aside.
+    ///
     /// The task ends within the service's timeouts, or with the worker.
-    fn start(self) {
+    pub(super) fn start(self) {
         tokio::task::spawn_local(self.run());
     }
 
     async fn run(mut self) {
         let timeouts = &self.upstream.plan.service.timeouts;
         let within = timeouts.connect + timeouts.request;
-        let body = std::mem::take(&mut self.body).freeze();
-        let outcome = tokio::time::timeout(within, self.exchange(body)).await;
+        let body = RequestBody::whole(std::mem::take(&mut self.body).freeze());
+        let scratch = &self.worker.buffers.scratch;
+        let request = Outgoing::new(self.method.clone(), &self.uri, &self.headers, body, scratch);
+        let outcome = tokio::time::timeout(within, self.exchange(&request)).await;
         self.result = if matches!(outcome, Ok(Ok(()))) { SENT } else { FAILED };
     }
 
-    async fn exchange(&self, body: Bytes) -> Result<(), ProxyError> {
+    async fn exchange(&self, request: &Outgoing) -> Result<(), ProxyError> {
         let picked =
             self.upstream.choose(&Wish { hash: None, pinned: None, tried: &[], now: Instant::now() })?;
         let bounds = &self.upstream.plan.service.pool;
         // An idle connection may turn out to be closed; what is not idempotent is not sent twice.
         if let Some(lease) = picked.pool().idle_lease(bounds) {
-            let sent = self.send(lease, body.clone()).await;
+            let sent = self.send(lease, request).await;
             if sent.is_ok() || !self.method.is_idempotent() {
                 return sent;
             }
         }
         let mut lease = picked.pool().lease(bounds).await?;
         if lease.connection().is_none()
-            && let Err(error) = lease.connect(self.announcement.as_deref()).await
+            && let Err(error) = lease.connect(self.announcement.as_deref(), &self.worker.buffers).await
         {
             picked.failed();
             return Err(error);
         }
-        let sent = self.send(lease, body).await;
+        let sent = self.send(lease, request).await;
         if sent.is_ok() {
             picked.succeeded();
         } else {
@@ -145,30 +142,25 @@ impl Copy {
         sent
     }
 
-    async fn send(&self, mut lease: Lease, body: Bytes) -> Result<(), ProxyError> {
+    async fn send(&self, mut lease: Lease, request: &Outgoing) -> Result<(), ProxyError> {
         let connection = lease.connection().ok_or(ProxyError::ConnectFailed)?;
-        let mut request = Request::new(RequestBody::whole(body));
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        connection.begin(request.method());
-        let mut answer = pin!(connection.sender.try_send_request(request));
-        let response = poll_fn(|cx| connection.poll_with(cx, |cx| answer.as_mut().poll(cx))).await;
-        let mut incoming = response.map_err(|_| ProxyError::UpstreamReset)?.into_body();
+        connection.begin(request);
+        let head = poll_fn(|cx| connection.poll_head(cx)).await;
+        head.map_err(|_| ProxyError::UpstreamReset)?;
         let mut bytes = 0;
-        while !incoming.is_end_stream() {
-            let frame =
-                poll_fn(|cx| connection.poll_with(cx, |cx| Pin::new(&mut incoming).poll_frame(cx))).await;
-            let Some(frame) = frame else { break };
-            let frame = frame.map_err(|_| ProxyError::UpstreamReset)?;
-            bytes += frame.data_ref().map_or(0, Bytes::len);
+        while !connection.has_ended() {
+            let part = poll_fn(|cx| connection.poll_part(cx)).await;
+            match part.map_err(|_| ProxyError::UpstreamReset)? {
+                Some(Part::Data(data)) => bytes += data.len(),
+                Some(_) => {}
+                // At the end, or where another protocol begins.
+                None => break,
+            }
             if bytes > ANSWER_BYTES_MAX {
                 return Ok(());
             }
         }
-        if connection.is_usable() {
-            lease.give_back();
-        }
+        lease.give_back();
         Ok(())
     }
 }

@@ -14,7 +14,8 @@
 //!    a copy may go to another service ([`mirror`]).
 //! 6. [`upstream`] chooses the endpoint, by [`balance`] and [`sticky`], among those that [`endpoint`] has nothing
 //!    against ([`health`], [`outlier`], [`breaker`]); [`pool`] lends a connection or opens one; [`forward`] sends, and
-//!    [`retry`] decides whether a failure may be met by sending again; [`upload`] streams the body.
+//!    [`retry`] decides whether a failure may be met by sending again; [`outgoing`] is
+//!    the request in bytes, [`connection`] sends it, [`upload`] streams its body.
 //! 7. The answer streams back ([`forward::AnswerBody`]); its connection returns to the pool.
 //! 8. A failure at any step is one [`error::ProxyError`], and [`error`] alone makes it an answer. After
 //!    a 101 that was asked for, [`upgrade`] carries what follows with [`relay`].
@@ -52,6 +53,7 @@ mod limiter;
 mod listener;
 mod mirror;
 mod networks;
+mod outgoing;
 mod outlier;
 mod path;
 mod policy;

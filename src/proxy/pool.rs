@@ -18,7 +18,11 @@ use std::{
 use bytes::Bytes;
 use tokio::net::TcpStream;
 
-use super::{connection::Connection, error::ProxyError, table::Target};
+use super::{
+    connection::{Buffers, Connection},
+    error::ProxyError,
+    table::Target,
+};
 use crate::config::document::Pool as Bounds;
 
 /// Requests that may wait for a connection to one endpoint; one more is told 503.
@@ -86,7 +90,7 @@ impl Pool {
     /// A lease with an idle connection, if there is a live one.
     pub(super) fn idle_lease(self: &Rc<Self>, bounds: &Bounds) -> Option<Lease> {
         loop {
-            let mut connection = self.idle.borrow_mut().pop()?;
+            let connection = self.idle.borrow_mut().pop()?;
             if connection.is_usable() {
                 return Some(Lease::new(self, Some(connection), bounds.max_idle > 0));
             }
@@ -142,7 +146,7 @@ impl Pool {
         let before = idle.len();
         // The longest idle come first.
         let mut surplus = before.saturating_sub(bounds.max_idle);
-        idle.retain_mut(|connection| {
+        idle.retain(|connection| {
             let kept = if surplus > 0 { SURPLUS_KEPT.min(bounds.idle_timeout) } else { bounds.idle_timeout };
             surplus = surplus.saturating_sub(1);
             now.saturating_duration_since(connection.idle_since) < kept && connection.is_usable()
@@ -182,15 +186,25 @@ impl Lease {
     }
 
     /// Opens a connection for this lease, which begins with `header`; the caller minds the time.
-    pub(super) async fn connect(&mut self, header: Option<&[u8]>) -> Result<(), ProxyError> {
-        let connection = Connection::open(&self.pool.target, header).await;
+    pub(super) async fn connect(
+        &mut self,
+        header: Option<&[u8]>,
+        buffers: &Rc<Buffers>,
+    ) -> Result<(), ProxyError> {
+        let connection = Connection::open(&self.pool.target, header, buffers).await;
         self.connection = Some(Box::new(connection.map_err(|_| ProxyError::ConnectFailed)?));
         Ok(())
     }
 
-    /// Gives the connection back for the next request.
+    /// How many bytes of the answer under way are still to come, where that is known.
+    pub(super) fn data_left(&self) -> Option<u64> {
+        self.connection.as_ref().map_or(Some(0), |connection| connection.data_left())
+    }
+
+    /// Gives the connection back for the next request, or closes it if it cannot carry one.
     pub(super) fn give_back(mut self) {
-        let Some(mut connection) = self.connection.take_if(|_| self.reusable) else { return };
+        let is_usable = |connection: &mut Box<Connection>| self.reusable && connection.is_usable();
+        let Some(mut connection) = self.connection.take_if(is_usable) else { return };
         connection.rest();
         if let Err(Some(connection)) = self.pool.hand_over(Some(connection), self.reusable) {
             self.pool.idle.borrow_mut().push(connection);

@@ -1,15 +1,13 @@
-//! The sockets as hyper sees them.
+//! A client's socket as hyper sees it.
 //!
-//! Job: both show every byte to `framing` before hyper reads it. [`ClientStream`] borrows its socket, which `client`
-//! watches as well, and enforces the deadlines that hold between requests; [`EndpointStream`] wakes the task of the
-//! request that holds the connection. Neighbours: `client` and `forward` wrap them for hyper.
+//! Job: show every byte to `framing` before hyper reads it, and enforce the deadlines that hold between requests.
+//! [`ClientStream`] borrows its socket, which `client` watches as well. Neighbour: `client` wraps it for hyper.
 
 use std::{
-    cell::{Cell, RefCell},
     io,
     pin::Pin,
     rc::Rc,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use tokio::{
@@ -17,15 +15,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::{
-    client::Client,
-    error::ProxyError,
-    framing::{
-        Framing,
-        answer::{AnswerFraming, Due},
-    },
-    socket,
-};
+use super::{client::Client, error::ProxyError, framing::Framing, socket};
 
 /// A client's socket.
 #[derive(Debug)]
@@ -48,33 +38,6 @@ pub(super) struct ClientStream<'a> {
 /// An answer in several pieces of so many bytes together is copied into one: a copy of a few kilobytes costs less
 /// than the kernel's work for a list of pieces.
 const COPIED_MAX: usize = 4 << 10;
-
-/// An endpoint's socket.
-#[derive(Debug)]
-pub(super) struct EndpointStream {
-    tcp: TcpStream,
-    task: Rc<Task>,
-    framing: AnswerFraming,
-    exchange: Rc<EndpointExchange>,
-    /// The endpoint takes no more. What it said before that is still to be read, often why it takes no more, so
-    /// the error is left to reading: writing waits.
-    deaf: bool,
-}
-
-/// What a connection to an endpoint and its socket tell each other about the request under way.
-#[derive(Debug)]
-pub(super) struct EndpointExchange {
-    /// What the endpoint owes.
-    pub(super) due: Cell<Due>,
-    /// Whether it has sent anything since the request began.
-    pub(super) received: Cell<bool>,
-    /// Why nothing more is read: what was sent is no answer, or too much of one.
-    pub(super) broken: Cell<Option<&'static str>>,
-}
-
-/// The task that an endpoint's connection works for: another one for each request.
-#[derive(Debug)]
-pub(super) struct Task(RefCell<Waker>);
 
 // === impl ClientStream ===
 
@@ -243,7 +206,7 @@ impl AsyncWrite for ClientStream<'_> {
         let written = match bufs {
             [only] => socket::poll_write(this.tcp, cx, only),
             bufs if bufs.iter().map(|piece| piece.len()).sum::<usize>() <= COPIED_MAX => {
-                let mut scratch = this.client.worker.scratch.borrow_mut();
+                let mut scratch = this.client.worker.buffers.scratch.borrow_mut();
                 scratch.clear();
                 bufs.iter().for_each(|piece| scratch.extend_from_slice(piece));
                 socket::poll_write(this.tcp, cx, &scratch)
@@ -283,143 +246,5 @@ impl ClientStream<'_> {
             Poll::Pending if self.client.alarm.rang() => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             written => written,
         }
-    }
-}
-
-// === impl EndpointStream ===
-
-impl EndpointStream {
-    /// The socket for another protocol.
-    pub(super) fn into_tcp(self) -> TcpStream {
-        self.tcp
-    }
-
-    pub(super) fn new(tcp: TcpStream, task: Rc<Task>, exchange: Rc<EndpointExchange>) -> Self {
-        Self { tcp, task, framing: AnswerFraming::default(), exchange, deaf: false }
-    }
-
-    /// Judges what was read; how much of it is given to hyper.
-    fn judge(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let exchange = &*self.exchange;
-        exchange.received.set(true);
-        match self.framing.take(bytes, exchange.due.get()) {
-            Ok(due) => {
-                exchange.due.set(due);
-                Ok(bytes.len())
-            }
-            Err(broken) => {
-                exchange.broken.set(Some(broken.why));
-                if broken.good > 0 { Ok(broken.good) } else { Err(io::ErrorKind::InvalidData.into()) }
-            }
-        }
-    }
-
-    fn or_deaf(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Err(_)) = written {
-            self.deaf = true;
-            // hyper has read before it wrote: it must look again.
-            self.task.waker().wake();
-            return Poll::Pending;
-        }
-        written
-    }
-}
-
-impl AsyncRead for EndpointStream {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        if this.exchange.broken.get().is_some() {
-            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
-        }
-        let before = buf.filled().len();
-        let waker = this.task.0.borrow();
-        ready!(Pin::new(&mut this.tcp).poll_read(&mut Context::from_waker(&waker), buf))?;
-        drop(waker);
-        if buf.filled().len() > before {
-            let good = this.judge(&buf.filled()[before..])?;
-            buf.set_filled(before + good);
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl AsyncWrite for EndpointStream {
-    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.deaf {
-            return Poll::Pending;
-        }
-        let this = &mut *self;
-        let written =
-            Pin::new(&mut this.tcp).poll_write(&mut Context::from_waker(&this.task.0.borrow()), buf);
-        this.or_deaf(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        if self.deaf {
-            return Poll::Pending;
-        }
-        let this = &mut *self;
-        let written = write_pieces(&mut this.tcp, &mut Context::from_waker(&this.task.0.borrow()), bufs);
-        this.or_deaf(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
-    }
-}
-
-/// One piece is written without the kernel's work for a list of them.
-fn write_pieces(
-    tcp: &mut TcpStream,
-    cx: &mut Context<'_>,
-    bufs: &[io::IoSlice<'_>],
-) -> Poll<io::Result<usize>> {
-    match bufs {
-        [only] => Pin::new(tcp).poll_write(cx, only),
-        bufs => Pin::new(tcp).poll_write_vectored(cx, bufs),
-    }
-}
-
-// === impl EndpointExchange ===
-
-impl EndpointExchange {
-    /// Before the first request.
-    pub(super) fn none() -> Self {
-        Self { due: Cell::new(Due::Nothing), received: Cell::new(false), broken: Cell::new(None) }
-    }
-}
-
-// === impl Task ===
-
-impl Task {
-    /// A connection that nobody waits for.
-    pub(super) fn nobody() -> Self {
-        Self(RefCell::new(Waker::noop().clone()))
-    }
-
-    /// Says which task to wake from now on.
-    pub(super) fn set(&self, waker: &Waker) {
-        self.0.borrow_mut().clone_from(waker);
-    }
-
-    /// The task's waker.
-    pub(super) fn waker(&self) -> Waker {
-        self.0.borrow().clone()
     }
 }

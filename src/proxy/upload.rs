@@ -1,8 +1,8 @@
 //! A request's body on its way to an endpoint.
 //!
-//! Job: stream the client's body into hyper's client, within the document's bound and the service's idle time,
-//! and know whether any of it is gone: only a body that nobody has read can be sent again.
-//! Neighbours: `http` makes it, `forward` asks why it failed.
+//! Job: stream the client's body to the endpoint's connection, within the document's bound and the service's idle
+//! time, and know whether any of it is gone: only a body that nobody has read can be sent again.
+//! Neighbours: `http` makes it, `connection` reads it, `forward` asks why it failed.
 
 use std::{
     cell::{Cell, RefCell},
@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
+use http_body::{Body, Frame};
 use hyper::body::Incoming;
 
 use super::{
@@ -23,18 +23,15 @@ use super::{
     headers,
     mirror::Copy,
     record::{Journey, Record},
-    stream::Task,
 };
 use crate::config::document::Limits;
 
-/// What hyper sends.
-#[derive(Debug)]
-pub(super) struct RequestBody(Source);
-
-#[derive(Debug)]
-enum Source {
-    /// Bytes that are here, or none.
-    Whole(Option<Bytes>),
+/// What follows a request's head.
+#[derive(Debug, Clone)]
+pub(super) enum RequestBody {
+    None,
+    /// Bytes that are here.
+    Whole(Bytes),
     Client(Rc<Upload>),
 }
 
@@ -44,8 +41,6 @@ pub(super) struct Upload {
     incoming: RefCell<Incoming>,
     client: Rc<Client>,
     journey: Option<Rc<Journey>>,
-    /// Who is woken by more of it: the request's task, not hyper's inner channels.
-    task: RefCell<Option<Rc<Task>>>,
     bytes: Cell<u64>,
     bytes_max: u64,
     /// None: a client may be as slow as `idle` allows.
@@ -77,42 +72,54 @@ struct Pace {
 // === impl RequestBody ===
 
 impl RequestBody {
-    /// No body.
-    pub(super) fn empty() -> Self {
-        Self(Source::Whole(None))
-    }
-
     /// A body that is here already.
     pub(super) fn whole(bytes: Bytes) -> Self {
-        Self(Source::Whole(Some(bytes).filter(|bytes| !bytes.is_empty())))
-    }
-}
-
-impl Body for RequestBody {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        let upload = match &mut self.0 {
-            Source::Whole(bytes) => return Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Source::Client(upload) => upload,
-        };
-        let waker = upload.task.borrow().as_ref().map_or_else(|| cx.waker().clone(), |task| task.waker());
-        upload.poll_frame(&mut Context::from_waker(&waker))
+        if bytes.is_empty() { Self::None } else { Self::Whole(bytes) }
     }
 
-    fn is_end_stream(&self) -> bool {
-        match &self.0 {
-            Source::Whole(bytes) => bytes.is_none(),
-            Source::Client(upload) => upload.incoming.borrow().is_end_stream(),
+    /// The next piece, none at the end.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        match self {
+            Self::None => Poll::Ready(None),
+            Self::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Self::None;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Self::Client(upload) => upload.poll_frame(cx),
         }
     }
 
-    fn size_hint(&self) -> SizeHint {
-        match &self.0 {
-            Source::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, Bytes::len) as u64),
-            Source::Client(upload) => upload.incoming.borrow().size_hint(),
+    pub(super) fn is_none(&self) -> bool {
+        matches!(self, Self::None)
+    }
+
+    /// Whether all of it has been handed out.
+    pub(super) fn has_ended(&self) -> bool {
+        match self {
+            Self::None => true,
+            Self::Whole(_) => false,
+            Self::Client(upload) => upload.has_ended(),
         }
+    }
+
+    /// How long it is; none: nobody knows before its end.
+    pub(super) fn length(&self) -> Option<u64> {
+        match self {
+            Self::None => Some(0),
+            Self::Whole(bytes) => Some(bytes.len() as u64),
+            Self::Client(upload) => upload.incoming.borrow().size_hint().exact(),
+        }
+    }
+
+    /// The client's body under way.
+    pub(super) fn upload(&self) -> Option<&Upload> {
+        if let Self::Client(upload) = self { Some(upload) } else { None }
+    }
+
+    /// Whether it can still be sent from its beginning.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.upload().is_none_or(Upload::is_untouched)
     }
 }
 
@@ -131,7 +138,6 @@ impl Upload {
             incoming: RefCell::new(incoming),
             client: Rc::clone(record.client()),
             journey: record.journey().cloned(),
-            task: RefCell::new(None),
             bytes: Cell::new(0),
             bytes_max: bytes_max.unwrap_or(u64::MAX),
             pace: Pace::new(limits, record.client().worker.alarms.soon()),
@@ -144,12 +150,6 @@ impl Upload {
             drops_trailers: Cell::new(false),
             copy: RefCell::new(None),
         })
-    }
-
-    /// The body for one attempt to send it.
-    pub(super) fn body(self: &Rc<Self>, task: &Rc<Task>) -> RequestBody {
-        *self.task.borrow_mut() = Some(Rc::clone(task));
-        RequestBody(Source::Client(Rc::clone(self)))
     }
 
     /// Has the endpoint not see trailers: one that merges them with the head would believe what policies have taken
@@ -168,8 +168,7 @@ impl Upload {
         self.incoming.borrow().size_hint().lower()
     }
 
-    /// Whether it can still be sent from its beginning.
-    pub(super) fn is_untouched(&self) -> bool {
+    fn is_untouched(&self) -> bool {
         !self.begun.get()
     }
 
@@ -249,7 +248,7 @@ impl Upload {
 
     fn finish_copy(&self) {
         if let Some(copy) = self.copy.take() {
-            copy.finish();
+            copy.start();
         }
     }
 

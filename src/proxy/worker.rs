@@ -25,6 +25,7 @@ use tokio::{
 
 use super::{
     alarm::{Alarms, TICK},
+    connection::Buffers,
     figures::{Figures, RouteFigures},
     listener::{self, ListenerState, NodeListener},
     policy::{Passwords, Verified},
@@ -64,8 +65,7 @@ pub(super) struct Worker {
     pub(super) mirrors: Cell<usize>,
     /// Client connections that have hyper at hand.
     pub(super) awake: Cell<usize>,
-    /// Where small writes are put together; empty between two of them.
-    pub(super) scratch: RefCell<Vec<u8>>,
+    pub(super) buffers: Rc<Buffers>,
     /// Passwords that were right.
     pub(super) verified: Verified,
     view: RefCell<Rc<View>>,
@@ -196,7 +196,7 @@ impl Worker {
             unrouted: Rc::new(RouteFigures::new(&nobody, &nobody)),
             mirrors: Cell::new(0),
             awake: Cell::default(),
-            scratch: RefCell::default(),
+            buffers: Rc::default(),
             verified: Verified::new(),
             view: RefCell::new(Rc::new(view)),
             listeners: RefCell::default(),

@@ -6,7 +6,7 @@ use super::{
 };
 
 /// A body on its way through.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Body {
     left: Left,
     /// Of all chunks.
@@ -15,6 +15,15 @@ pub(super) struct Body {
     extension_bytes_here: usize,
     trailers: usize,
     lines: Lines,
+}
+
+/// What the next bytes of a body are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Holds {
+    Data,
+    Trailers,
+    /// They say where data ends.
+    Framing,
 }
 
 /// What is still to come.
@@ -47,7 +56,7 @@ pub(super) enum Chunk {
 const EXTENSION_BYTES_MAX: usize = 256;
 /// For a whole body, however many chunks it has.
 const EXTENSIONS_BYTES_MAX: usize = 8 << 10;
-/// hyper takes 16 KiB.
+/// hyper, which reads those of clients, takes 16 KiB.
 const TRAILERS_BYTES_MAX: usize = 8 << 10;
 const TRAILERS_MAX: usize = 64;
 
@@ -74,6 +83,29 @@ impl Body {
 
     pub(super) fn has_ended(&self) -> bool {
         self.left == Left::Nothing
+    }
+
+    /// What the next byte is.
+    pub(super) fn holds(&self) -> Holds {
+        match self.left {
+            Left::Length(_) | Left::UntilClose | Left::Chunk(Chunk::Data(_)) => Holds::Data,
+            Left::Chunk(Chunk::Trailers) => Holds::Trailers,
+            Left::Nothing | Left::Chunk(_) => Holds::Framing,
+        }
+    }
+
+    /// How many bytes of data are still to come, where that is known.
+    pub(super) fn data_left(&self) -> Option<u64> {
+        match self.left {
+            Left::Nothing => Some(0),
+            Left::Length(left) => Some(left),
+            Left::Chunk(_) | Left::UntilClose => None,
+        }
+    }
+
+    /// Whether the end of the stream is its end.
+    pub(super) fn ends_with_the_stream(&self) -> bool {
+        self.left == Left::UntilClose
     }
 
     /// Takes some of the bytes, one at least; the rest.

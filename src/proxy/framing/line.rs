@@ -3,7 +3,7 @@
 use super::Wrong;
 
 /// Cuts lines out of pieces of a stream. A line that comes whole is not copied.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Lines {
     /// A line that has not ended yet.
     partial: Vec<u8>,

@@ -14,9 +14,11 @@ use super::{
     super::{
         client::Client,
         error::{Answer, ProxyError},
-        forward::{Outgoing, ask},
+        forward::ask,
         headers,
+        outgoing::Outgoing,
         record::Record,
+        upload::RequestBody,
         upstream::View,
     },
     auth::strip,
@@ -86,7 +88,8 @@ impl ForwardAuth {
     ) -> Result<(), ProxyError> {
         let upstream = &view.upstreams[self.upstream];
         let headers = self.question(parts, uri);
-        let outgoing = Outgoing { method: Method::GET, uri: self.target.clone(), headers, upload: None };
+        let scratch = &client.worker.buffers.scratch;
+        let outgoing = Outgoing::new(Method::GET, &self.target, &headers, RequestBody::None, scratch);
         let ceiling = client.alarm.ceiling();
         let until = Instant::now() + self.policy.timeout;
         client.alarm.set_ceiling(Some(ceiling.map_or(until, |ceiling| ceiling.min(until))));
