@@ -8,6 +8,8 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+#[cfg(test)]
+mod cost;
 pub mod node;
 pub mod proxy;
 pub mod telemetry;

@@ -417,3 +417,42 @@ impl Choice {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::*;
+
+    #[test]
+    #[ignore = "prints a figure, of an optimised build"]
+    fn prints_what_a_choice_costs() {
+        for balance in [
+            "round_robin",
+            "weighted_round_robin",
+            "least_connections",
+            "peak_ewma",
+            "random",
+            "consistent_hash, hash_on: path",
+        ] {
+            for endpoints in [3, 100] {
+                let mut text = format!("services: {{ s: {{ balance: {balance}, endpoints: [");
+                for number in 1..=endpoints {
+                    write!(text, "{{ address: '10.0.0.{number}:80', weight: {} }}, ", number % 3 + 1)
+                        .unwrap();
+                }
+                let document = crate::config::check::document(&(text + "] } }")).unwrap();
+                let table =
+                    RoutingTable::compile(1, &document, &[].into(), &RoutingTable::default()).unwrap();
+                let view = View::new(Arc::new(table), None, 0);
+                let now = Instant::now();
+                let mut hash = 0_u64;
+                crate::cost::print(&format!("{balance} among {endpoints}"), || {
+                    hash = hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                    let wish = Wish { hash: Some(hash), pinned: None, tried: &[], now };
+                    view.upstreams[0].choose(&wish).unwrap().succeeded();
+                });
+            }
+        }
+    }
+}

@@ -468,6 +468,19 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "prints a figure, of an optimised build"]
+    fn prints_what_a_line_costs() {
+        let (mut out, mut clock) = (Vec::new(), Clock::default());
+        let now = UNIX_EPOCH + Duration::from_millis(1_795_519_345_007);
+        for (name, format) in [("text", Format::Text), ("JSON", Format::Json)] {
+            crate::cost::print(&format!("a line of the access log, {name}"), || {
+                out.clear();
+                write(&mut out, &mut clock, format, now, &entry());
+            });
+        }
+    }
+
+    #[test]
     fn what_could_not_be_read_is_a_dash_or_null() {
         let nothing = Entry { client: b"::1", protocol: "HTTP/1.1", reason: "malformed", ..Entry::default() };
         let text = line(Format::Text, &nothing);

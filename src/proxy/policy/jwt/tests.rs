@@ -343,3 +343,31 @@ fn claims_are_told_as_text_or_json() {
         assert_eq!(claims.text(claim).as_deref(), expected, "{claim}");
     }
 }
+
+#[test]
+#[ignore = "prints a figure, of an optimised build"]
+fn prints_what_a_verification_costs() {
+    let ec_private = include_bytes!("../../../../tests/data/ec.private.pem");
+    let ec_public = include_str!("../../../../tests/data/ec.public.pem");
+    let claims = json!({ "sub": "ada", "iss": "me", "aud": ["shop"], "exp": NOW + 60 }).to_string();
+    for (name, key, keys) in [
+        ("HS256", EncodingKey::from_secret(SECRET), KeySet::of_secret(SECRET, &[Algorithm::HS256])),
+        (
+            "RS256",
+            EncodingKey::from_rsa_pem(RSA_PRIVATE.as_bytes()).unwrap(),
+            KeySet::of_pem(RSA_PUBLIC, &[Algorithm::RS256]),
+        ),
+        (
+            "ES256",
+            EncodingKey::from_ec_pem(ec_private).unwrap(),
+            KeySet::of_pem(ec_public, &[Algorithm::ES256]),
+        ),
+    ] {
+        let (algorithm, keys) = (jose::algorithm(name).unwrap(), keys.unwrap());
+        let token = signed(&json!({ "alg": name }).to_string(), &claims, algorithm, &key);
+        let policy = policy(&[algorithm]);
+        crate::cost::print(&format!("a token, {name}"), || {
+            judge(&token, &policy, &keys, f64::from(NOW)).unwrap()
+        });
+    }
+}
