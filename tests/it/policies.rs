@@ -450,3 +450,35 @@ fn an_event_arrives_before_the_next_one_is_made() {
         go_on.send(()).unwrap();
     }
 }
+
+#[test]
+fn an_encoded_answer_that_breaks_off_has_all_that_came_and_no_end() {
+    const WORDS: &str = "all work and no play ";
+    let upstream = Upstream::start(|mut peer| {
+        if let Some(request) = peer.request() {
+            let content = WORDS.repeat(200);
+            let framing = match &*request.start {
+                "GET /chunks HTTP/1.1" => format!("Transfer-Encoding: chunked\r\n\r\n{:x}", content.len()),
+                _ => format!("Content-Length: {}\r\n", 2 * content.len()),
+            };
+            // Half of the body and the end of the connection come at once.
+            peer.send(&format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n{framing}\r\n{content}\r\n"));
+        }
+    });
+    let gateway = Gateway::start(&yaml(&document(&upstream, "{ compress: {} }", "")));
+    for path in ["/chunks", "/length"] {
+        for coding in ["gzip", "br", "zstd"] {
+            let answer = ask(&mut gateway.client(), path, &format!("Accept-Encoding: {coding}\r\n"));
+            assert_eq!((answer.status(), answer.whole), (200, false), "{path} {coding}: {answer:?}");
+            let mut plain = Vec::new();
+            // The error is at the end of what came.
+            let _ = match coding {
+                "gzip" => flate2::read::GzDecoder::new(&*answer.body).read_to_end(&mut plain),
+                "br" => brotli::Decompressor::new(&*answer.body, 4096).read_to_end(&mut plain),
+                _ => zstd::stream::read::Decoder::new(&*answer.body).unwrap().read_to_end(&mut plain),
+            };
+            let plain = String::from_utf8(plain).unwrap();
+            assert_eq!(plain.trim_end(), WORDS.repeat(200).trim_end(), "{path} {coding}");
+        }
+    }
+}

@@ -5,9 +5,9 @@
 //! `min_bytes`, or is of another type. The encoded answer has a weak ETag, no Content-Length, and Vary; an answer
 //! that would have been encoded for another client has Vary as well.
 //! Invariants: memory for a stream is bounded by the encoder's window; no more than [`TURN`] is encoded at a time,
-//! however much comes at once; whenever the endpoint has no more for now, what was taken in is flushed, so that a
-//! stream of events arrives event by event. Neighbours: `mod` asks when the head is there, `forward` runs the body
-//! through it.
+//! however much comes at once; whenever the endpoint has no more for now, or breaks off, what was taken in is flushed,
+//! so that a stream of events arrives event by event. Neighbours: `mod` asks when the head is there, `forward` runs the
+//! body through it.
 
 use std::{
     io::{self, Write},
@@ -53,8 +53,10 @@ pub(in super::super) struct Compressor {
     unsent: usize,
     /// Taken in during this turn, less than [`TURN`].
     taken: usize,
-    /// A turn is over.
+    /// A turn is over, or something is to be written out first.
     is_tired: bool,
+    /// Why the body ends before its time, once what came before that is on its way.
+    failure: Option<io::Error>,
     trailers: Option<HeaderMap>,
 }
 
@@ -215,6 +217,7 @@ impl Compressor {
             unsent: 0,
             taken: 0,
             is_tired: false,
+            failure: None,
             trailers: None,
         })
     }
@@ -224,6 +227,9 @@ impl Compressor {
         &mut self,
         mut poll_content: impl FnMut() -> Poll<Option<io::Result<Frame<Bytes>>>>,
     ) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(failure) = self.failure.take() {
+            return Poll::Ready(Some(Err(failure)));
+        }
         while let Some(encoder) = &mut self.encoder {
             if self.rest.is_empty() {
                 let frame = match poll_content() {
@@ -235,7 +241,11 @@ impl Compressor {
                     Poll::Ready(frame) => frame,
                 };
                 let data = match frame.transpose() {
-                    Err(error) => return Poll::Ready(Some(Err(error))),
+                    Err(failure) => {
+                        // hyper drops what it holds when a body fails: in the pause it writes it out.
+                        (self.failure, self.is_tired) = (Some(failure), true);
+                        return Poll::Ready(self.flush());
+                    }
                     Ok(frame) => frame.map(Frame::into_data),
                 };
                 match data {
@@ -279,7 +289,7 @@ impl Compressor {
         Some(encoder.flush().map(|()| Frame::data(encoder.take())))
     }
 
-    /// Whether it has worked for a whole turn: a fast endpoint with a fast client would keep the other tasks waiting.
+    /// Whether it is to pause: a fast endpoint with a fast client would keep the worker's other tasks waiting.
     pub(in super::super) fn is_tired(&mut self) -> bool {
         std::mem::take(&mut self.is_tired)
     }
