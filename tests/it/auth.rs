@@ -230,6 +230,32 @@ fn more_passwords_than_can_be_hashed_are_shed() {
     gateway.await_metric("gogate_rejections_total{reason=\"auth_overload\"}");
 }
 
+#[test]
+fn a_flood_of_passwords_from_one_network_leaves_a_place_for_others() {
+    let users: Vec<_> = (0..10).map(|number| format!("u{number}: '{BCRYPT}'")).collect();
+    let upstream = Upstream::echo();
+    let policy = format!("basic_auth: {{ users: {{ {} }} }}", users.join(", "));
+    let text = document(&policy, "", upstream.address) + "trusted_proxies: [127.0.0.1]\n";
+    let gateway = Gateway::start(&yaml(&text));
+    let from = |address: &str, user: &str, password: &str| {
+        format!("X-Forwarded-For: {address}\r\n{}", basic(user, password))
+    };
+    // Twice as many as may wait and be hashed, over and over until the gateway is gone.
+    let threads = std::thread::available_parallelism().unwrap().get().div_ceil(2);
+    for number in 0..2 * 17 * threads {
+        let mut client = gateway.client();
+        let lines = from(&format!("2001:db8::{number:x}"), "u0", "wrong");
+        std::thread::spawn(move || while ask(&mut client, "/", &lines).status() != 0 {});
+    }
+    gateway.await_metric("gogate_rejections_total{reason=\"auth_overload\"}");
+    let mut client = gateway.client();
+    for number in 0..10 {
+        // Nobody of whom a worker remembers anything.
+        let lines = from(&format!("2001:db8:0:1{number}::1"), &format!("u{number}"), "secret");
+        assert_eq!(ask(&mut client, "/", &lines).status(), 200, "{number}");
+    }
+}
+
 // === forward_auth ===
 
 /// A service that answers each question with what `answers` says of it.

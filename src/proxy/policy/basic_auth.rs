@@ -1,16 +1,18 @@
 //! `basic_auth`: a user name and a password (RFC 7617).
 //!
 //! Passwords are verified on threads of their own ([`Passwords`]), a bounded number for the node: a hash takes as
-//! long as thousands of requests. What was right is remembered for a while ([`Verified`], each worker its own), so
-//! that a user's requests cost one hash a minute. A user who is not known takes as long as one who is.
-//! Neighbours: `auth` calls, `worker` owns what is remembered, `config::password` knows hashes.
+//! long as thousands of requests. Of those that wait, no client has so many that there is no place for another one.
+//! What was right is remembered for a while ([`Verified`], each worker its own), so that a user's requests cost one
+//! hash a minute. A user who is not known takes as long as one who is. Neighbours: `auth` calls, `worker` owns what is
+//! remembered, `config::password` knows hashes.
 
 use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
+    net::IpAddr,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        mpsc::{Receiver, SyncSender, sync_channel},
     },
     time::{Duration, Instant},
 };
@@ -25,6 +27,7 @@ use tokio::sync::oneshot;
 
 use super::{
     super::{
+        client_address::subscriber,
         error::ProxyError,
         keeper::{Kept, Watched},
     },
@@ -67,9 +70,22 @@ enum Known {
 
 /// The node's threads that verify passwords, started at the first one; they end when this is dropped.
 #[derive(Debug, Default)]
-pub(in super::super) struct Passwords(OnceLock<Option<SyncSender<Job>>>);
+pub(in super::super) struct Passwords(OnceLock<Option<Queue>>);
+
+/// Verifications that wait for a thread.
+#[derive(Debug)]
+struct Queue {
+    jobs: SyncSender<Job>,
+    places: usize,
+    waiting: Arc<Waiting>,
+}
+
+/// Whose they are, each once, in no order.
+#[derive(Debug, Default)]
+struct Waiting(Mutex<Vec<u128>>);
 
 struct Job {
+    client: u128,
     hash: PasswordHash,
     password: Vec<u8>,
     answer: oneshot::Sender<bool>,
@@ -109,6 +125,7 @@ impl BasicAuth {
     pub(super) async fn check(
         &self,
         headers: &mut HeaderMap,
+        client: IpAddr,
         passwords: &Passwords,
         verified: &Verified,
     ) -> Result<(), ProxyError> {
@@ -124,7 +141,7 @@ impl BasicAuth {
         let Some((hash, is_known)) = known else { return Err(self.refuse(WRONG)) };
         let key = verified.key(&user, &hash, &password);
         if !(is_known && verified.has(&key)) {
-            let right = passwords.verify(hash, password)?.await.unwrap_or(false);
+            let right = passwords.verify(client, hash, password)?.await.unwrap_or(false);
             if !(right && is_known) {
                 return Err(self.refuse(WRONG));
             }
@@ -163,43 +180,80 @@ fn find(users: &Hashes, user: &str) -> Option<(PasswordHash, bool)> {
 // === impl Passwords ===
 
 impl Passwords {
-    /// Has a password verified; refused when too many wait.
-    fn verify(&self, hash: PasswordHash, password: Vec<u8>) -> Result<oneshot::Receiver<bool>, ProxyError> {
-        let jobs = self.0.get_or_init(start).as_ref();
+    /// Has a password verified; refused when too many wait, or too many of this client's.
+    fn verify(
+        &self,
+        client: IpAddr,
+        hash: PasswordHash,
+        password: Vec<u8>,
+    ) -> Result<oneshot::Receiver<bool>, ProxyError> {
+        let queue = self.0.get_or_init(start).as_ref().ok_or(ProxyError::AuthOverload)?;
         let (answer, right) = oneshot::channel();
-        let jobs = jobs.ok_or(ProxyError::AuthOverload)?;
-        match jobs.try_send(Job { hash, password, answer }) {
-            Ok(()) => Ok(right),
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(ProxyError::AuthOverload),
-        }
+        queue.join(Job { client: subscriber(client), hash, password, answer })?;
+        Ok(right)
     }
 }
 
 /// Half the cores, so that passwords cannot take all from the workers.
-fn start() -> Option<SyncSender<Job>> {
+fn start() -> Option<Queue> {
     let threads = std::thread::available_parallelism().map_or(1, |cores| cores.get().div_ceil(2));
-    let (jobs, queue) = sync_channel(WAITING_MAX * threads);
+    let places = WAITING_MAX * threads;
+    let (jobs, queue) = sync_channel(places);
     let queue = Arc::new(Mutex::new(queue));
+    let waiting = Arc::new(Waiting::default());
     let mut started = 0;
     for number in 0..threads {
-        let queue = Arc::clone(&queue);
+        let (queue, waiting) = (Arc::clone(&queue), Arc::clone(&waiting));
         let thread = std::thread::Builder::new().name(format!("passwords-{number}"));
-        match thread.spawn(move || work(&queue)) {
+        match thread.spawn(move || work(&queue, &waiting)) {
             Ok(_) => started += 1,
             Err(error) => tracing::error!(%error, "a thread for passwords cannot be started"),
         }
     }
-    (started > 0).then_some(jobs)
+    (started > 0).then_some(Queue { jobs, places, waiting })
 }
 
-fn work(queue: &Mutex<Receiver<Job>>) {
+fn work(queue: &Mutex<Receiver<Job>>, waiting: &Waiting) {
     loop {
         // The one who waits holds the lock: the others wait for it instead.
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
+        waiting.remove(job.client);
         // Whoever asked may have gone.
         if !job.answer.is_closed() {
             let _ = job.answer.send(job.hash.verifies(&job.password));
+        }
+    }
+}
+
+// === impl Queue, Waiting ===
+
+impl Queue {
+    /// A client may have as many places as it leaves free: half of them if it is alone, a third if there are two. So
+    /// whoever comes next finds one, as long as the flood is not from more addresses than there are places.
+    fn join(&self, job: Job) -> Result<(), ProxyError> {
+        let mut waiting = self.waiting.lock();
+        let free = self.places - waiting.len();
+        let own = waiting.iter().filter(|client| **client == job.client).count();
+        if own >= free {
+            return Err(ProxyError::AuthOverload);
+        }
+        waiting.push(job.client);
+        // There is room: none is in the queue that is not counted.
+        self.jobs.try_send(job).map_err(|_| ProxyError::AuthOverload)
+    }
+}
+
+impl Waiting {
+    fn lock(&self) -> MutexGuard<'_, Vec<u128>> {
+        // Every change is one step, so a panic elsewhere cannot have left half of one.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remove(&self, client: u128) {
+        let mut waiting = self.lock();
+        if let Some(place) = waiting.iter().position(|known| *known == client) {
+            waiting.swap_remove(place);
         }
     }
 }
@@ -296,12 +350,19 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn too_many_verifications_at_once_are_refused() {
+    async fn too_many_verifications_at_once_are_refused_and_one_client_does_not_have_all_places() {
         let passwords = Passwords::default();
         let hash = PasswordHash::new(HASH).unwrap();
-        assert!(passwords.verify(hash.clone(), b"secret".to_vec()).unwrap().await.unwrap());
-        assert!(!passwords.verify(hash.clone(), b"wrong".to_vec()).unwrap().await.unwrap());
-        let all: Vec<_> = (0..10_000).map(|_| passwords.verify(hash.clone(), b"x".to_vec())).collect();
-        assert!(all.iter().any(|verification| matches!(verification, Err(ProxyError::AuthOverload))));
+        let verify = |client: &str, password: &[u8]| {
+            passwords.verify(client.parse().unwrap(), hash.clone(), password.to_vec())
+        };
+        assert!(verify("192.0.2.1", b"secret").unwrap().await.unwrap());
+        assert!(!verify("192.0.2.1", b"wrong").unwrap().await.unwrap());
+        let flood = |client: &&str| (0..10_000).map(|_| verify(client, b"x")).collect();
+        let floods: Vec<Vec<_>> = ["192.0.2.1", "192.0.2.2", "2001:db8::1"].iter().map(flood).collect();
+        for flood in &floods {
+            assert!(flood.iter().any(|one| matches!(one, Err(ProxyError::AuthOverload))));
+        }
+        assert!(verify("2001:db8:0:1::1", b"secret").unwrap().await.unwrap());
     }
 }

@@ -333,7 +333,8 @@ impl RoutePolicies {
                     api_key.check(headers, request.uri)?;
                 }
                 Auth::Basic(basic_auth) => {
-                    basic_auth.check(headers, &worker.shared.passwords, &worker.verified).await?;
+                    let (passwords, verified) = (&worker.shared.passwords, &worker.verified);
+                    basic_auth.check(headers, request.client, passwords, verified).await?;
                 }
             }
         }
