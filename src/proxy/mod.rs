@@ -59,6 +59,7 @@ mod path;
 mod policy;
 mod pool;
 mod proxy_protocol;
+mod query;
 mod record;
 mod relay;
 mod retry;

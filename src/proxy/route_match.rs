@@ -19,6 +19,7 @@ use regex_automata::{
     meta::{BuildError, Regex},
 };
 
+use super::query::{decoded, parameters, whole};
 use crate::config::{
     document::{HostPattern, Match, PathPattern, Route, Wanted},
     path_regex,
@@ -486,7 +487,7 @@ impl Search<'_> {
                 let name = name.as_str().as_bytes();
                 index.places(Kind::Header, name, value.as_bytes()).for_each(&mut ask);
             }
-            for (name, value) in parameters(asked.query) {
+            for (name, value) in parameters(asked.query.unwrap_or_default()) {
                 let (name, value) = (whole(name), whole(value));
                 index.places(Kind::Query, &name, &value).for_each(&mut ask);
             }
@@ -525,51 +526,13 @@ fn has_field(headers: &HeaderMap, name: &HeaderName, wanted: &Wanted) -> bool {
 
 /// Whether one of the parameters of this name is as wanted.
 fn has_parameter(query: Option<&str>, name: &str, wanted: &Wanted) -> bool {
-    parameters(query).any(|(known, value)| {
+    parameters(query.unwrap_or_default()).any(|(known, value)| {
         decoded(known).eq(name.bytes())
             && match wanted {
                 Wanted::Present => true,
                 Wanted::Value(wanted) => decoded(value).eq(wanted.bytes()),
             }
     })
-}
-
-// === query ===
-
-/// Names and values as they were sent.
-fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
-    let pairs = query.unwrap_or("").split('&').filter(|pair| !pair.is_empty());
-    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-}
-
-/// Decodes once, as forms are encoded: `+` is a space, and a `%` without two digits stands for itself.
-fn decoded(text: &str) -> impl Iterator<Item = u8> {
-    let text = text.as_bytes();
-    let digit = |place: usize| text.get(place).and_then(|byte| char::from(*byte).to_digit(16));
-    let mut place = 0;
-    std::iter::from_fn(move || {
-        let byte = *text.get(place)?;
-        place += 1;
-        Some(match byte {
-            b'+' => b' ',
-            b'%' => match (digit(place), digit(place + 1)) {
-                (Some(high), Some(low)) => {
-                    place += 2;
-                    u8::try_from(high * 16 + low).unwrap_or(byte)
-                }
-                _ => byte,
-            },
-            byte => byte,
-        })
-    })
-}
-
-fn whole(text: &str) -> Cow<'_, [u8]> {
-    if text.bytes().any(|byte| matches!(byte, b'+' | b'%')) {
-        decoded(text).collect::<Vec<u8>>().into()
-    } else {
-        text.as_bytes().into()
-    }
 }
 
 #[cfg(test)]

@@ -80,6 +80,7 @@ fn an_api_key_lets_in_whose_it_is_and_goes_no_further() {
         ("/?a=1&b", "X-API-Key: k-shop\r\n", "shop"),
         ("/?a=1&key=k-shop&b", "", "shop"),
         ("/?key=k%20bank%2B%25&a=1&b", "", "bank"),
+        ("/?a=1&%6bey=k-shop&b", "", "shop"),
         ("/?a=1&b", "x-api-key: k bank+%\r\n", "bank"),
     ] {
         let answer = ask(&mut client, path, &format!("{lies}{lines}"));
@@ -97,6 +98,10 @@ fn an_api_key_lets_in_whose_it_is_and_goes_no_further() {
         ("/", "X-API-Key: k-shop\r\nX-API-Key: k-shop\r\n"),
         ("/?key=k-shop", "X-API-Key: k-shop\r\n"),
         ("/?key=k-shop&key=k-shop", ""),
+        // The endpoint would take the one that is not taken away.
+        ("/?key=k-shop&%6bey=other", ""),
+        ("/?%6Bey=k-shop&ke%79=k-shop", ""),
+        ("/?k%65y=k-shop", "X-API-Key: k-shop\r\n"),
         ("/?key=", ""),
         ("/", "Authorization: ApiKey k-shop\r\n"),
     ] {

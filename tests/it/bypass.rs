@@ -50,6 +50,15 @@ fn dot_segments_that_only_some_endpoints_see_are_refused() {
     assert_eq!(ask("GET /x;v=1/..a;b", "a", "").status(), 200);
 }
 
+/// No way around by mistake: docs/security.md says what to write for endpoints that cut parameters off.
+#[test]
+fn a_path_parameter_is_part_of_its_segment() {
+    let seen = ask("GET /admin;x", "a", "");
+    assert_eq!((seen.status(), seen.text().lines().next()), (200, Some("GET /admin;x HTTP/1.1")));
+    assert_eq!(ask("GET /admin/;x", "a", "").status(), 403);
+    assert_eq!(ask("GET /admin/x;y", "a", "").status(), 403);
+}
+
 #[test]
 fn a_host_with_the_root_behind_it_is_the_same_host() {
     assert_eq!(ask("GET /", "private.example.", "").status(), 403);
