@@ -3,6 +3,10 @@
 use std::{
     io::{Read, Write},
     net::TcpListener,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::upstream::{Gateway, Peer, Upstream, yaml};
@@ -90,4 +94,69 @@ budgets: {{ few: {{ rate: 1, per: 1h, scope: node }} }}
         let counts = text.contains(&format!("# TYPE {family} counter"));
         assert_eq!(family.ends_with("_total"), counts, "{family}");
     }
+}
+
+#[test]
+fn the_gauges_of_an_endpoint_say_how_it_is_before_and_after_it_goes_bad() {
+    let well = Arc::new(AtomicBool::new(true));
+    let is_well = Arc::clone(&well);
+    let shaky = Upstream::start(move |mut peer| {
+        while peer.request().is_some() {
+            let status = if is_well.load(Ordering::SeqCst) { "200 OK" } else { "503 Service Unavailable" };
+            peer.send(&format!("HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n"));
+        }
+    });
+    let steady = Upstream::echo();
+    // One breaker stays open for the test, one is half-open at once.
+    let gateway = Gateway::start(&yaml(&format!(
+        "listeners: {{ web: {{ address: '127.0.0.1:0' }} }}
+services:
+  checked:
+    health_check: {{ path: /healthz, interval: 10ms, unhealthy_after: 2, healthy_after: 2 }}
+    endpoints: [{{ address: '{shaky}' }}, {{ address: '{steady}' }}]
+  open: {{ circuit_breaker: {{ failures: 2, open_for: 1h }}, endpoints: [{{ address: '{shaky}' }}] }}
+  half: {{ circuit_breaker: {{ failures: 2, open_for: 1ms }}, endpoints: [{{ address: '{shaky}' }}] }}
+routes:
+  - {{ name: open, match: {{ path: /open }}, service: open }}
+  - {{ name: half, match: {{ path: /half }}, service: half }}
+",
+        shaky = shaky.address,
+        steady = steady.address
+    )));
+    let health = |endpoint: &Upstream, value: u8| {
+        let address = endpoint.address;
+        gateway.await_metric(&format!(
+            "gogate_backend_health{{service=\"checked\",endpoint=\"{address}\"}} {value}\n"
+        ));
+    };
+    let breaker = |service: &str, state: u8| {
+        let address = shaky.address;
+        gateway.await_metric(&format!(
+            "gogate_circuit_breaker_state{{service=\"{service}\",endpoint=\"{address}\"}} {state}\n"
+        ));
+    };
+    let mut client = gateway.client();
+    for path in ["/open", "/half"] {
+        assert_eq!(client.get(path).status(), 200);
+    }
+    health(&shaky, 1);
+    health(&steady, 1);
+    breaker("open", 0);
+    breaker("half", 0);
+
+    well.store(false, Ordering::SeqCst);
+    health(&shaky, 0);
+    health(&steady, 1);
+    for path in ["/open", "/open", "/half", "/half"] {
+        assert_eq!(client.get(path).status(), 503);
+    }
+    breaker("open", 2);
+    breaker("half", 1);
+
+    well.store(true, Ordering::SeqCst);
+    health(&shaky, 1);
+    assert_eq!(client.get("/half").status(), 200);
+    breaker("half", 0);
+    breaker("open", 2);
+    assert!(!gateway.metrics().contains("gogate_circuit_breaker_state{service=\"checked\""), "it has none");
 }
