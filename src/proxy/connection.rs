@@ -200,19 +200,16 @@ impl Connection {
                 }
             }
             match ready!(self.poll_read(cx)) {
-                Ok(0) | Err(_) if !self.received => {}
                 Ok(0) if self.answers.end() => {
                     self.over = true;
                     return Poll::Ready(Ok(None));
                 }
-                Ok(0) | Err(_) => {}
-                Ok(_) => {
-                    self.received = true;
-                    continue;
+                Ok(0) | Err(_) => {
+                    self.over = true;
+                    return Poll::Ready(Err(Failure::Closed));
                 }
+                Ok(_) => self.received = true,
             }
-            self.over = true;
-            return Poll::Ready(Err(Failure::Closed));
         }
     }
 
