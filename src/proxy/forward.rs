@@ -326,7 +326,9 @@ async fn send(client: &Client, lease: &mut Lease, outgoing: &Outgoing) -> Attemp
                 return Attempt::Failed(failure);
             }
             let is_stale = connection.reused && !connection.has_received() && outgoing.is_repeatable();
-            if is_stale || !connection.has_left() {
+            // A body may have been read for a write that failed.
+            let never_left = !connection.has_left() && outgoing.body.is_untouched();
+            if is_stale || never_left {
                 return Attempt::Unsent;
             }
             match failure {
