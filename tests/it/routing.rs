@@ -237,7 +237,7 @@ fn so_many_of_a_hundred_requests_are_copied() {
 }
 
 #[test]
-fn a_shadow_that_is_silent_dead_or_overrun_changes_nothing_for_the_request() {
+fn a_shadow_that_is_silent_dead_overrun_or_speaks_another_protocol_changes_nothing() {
     // Takes connections and says nothing: its copies end with the time they have.
     let silent = Upstream::start(|mut peer| while peer.request().is_some() {});
     let gateway = mirroring(silent.address, 100);
@@ -258,6 +258,12 @@ fn a_shadow_that_is_silent_dead_or_overrun_changes_nothing_for_the_request() {
     assert_eq!(client.answer().status(), 200);
     gateway.await_metric("gogate_mirrors_total{service=\"shadow\",result=\"body_too_long\"} 2");
     gateway.await_metric("gogate_mirrors_total{service=\"shadow\",result=\"failed\"} 20");
+
+    let (switching, _copies) = recording("HTTP/1.1 101 Switching Protocols\r\n\r\nnot HTTP");
+    let gateway = mirroring(switching, 100);
+    let mut client = gateway.client();
+    assert_eq!((client.get("/").status(), client.get("/").status()), (200, 200));
+    gateway.await_metric("gogate_mirrors_total{service=\"shadow\",result=\"sent\"} 2");
 
     let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let gateway = mirroring(dead, 100);
