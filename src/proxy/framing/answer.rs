@@ -336,27 +336,31 @@ impl Head {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Feeds `bytes` in pieces; the answer's data if it ended just there, none if it goes on.
-    fn read(pieces: &mut dyn Iterator<Item = &[u8]>, due: Due) -> Result<Option<Vec<u8>>, &'static str> {
-        let mut framing = AnswerFraming::default();
-        framing.begin(due);
-        let mut data = Vec::new();
-        for piece in pieces {
-            let mut bytes = Bytes::copy_from_slice(piece);
-            while let Some(part) = framing.next(&mut bytes)? {
-                if let Part::Data(piece) = part {
-                    data.extend_from_slice(&piece);
-                }
-            }
-            if framing.has_ended() && !bytes.is_empty() {
-                return Err("there are bytes that no request asked for");
+/// Reads an answer in pieces; its data if it ended just there, none if it goes on.
+pub(super) fn read(
+    pieces: &mut dyn Iterator<Item = &[u8]>,
+    due: Due,
+) -> Result<Option<Vec<u8>>, &'static str> {
+    let mut framing = AnswerFraming::default();
+    framing.begin(due);
+    let mut data = Vec::new();
+    for piece in pieces {
+        let mut bytes = Bytes::copy_from_slice(piece);
+        while let Some(part) = framing.next(&mut bytes)? {
+            if let Part::Data(piece) = part {
+                data.extend_from_slice(&piece);
             }
         }
-        Ok(framing.has_ended().then_some(data))
+        if framing.has_ended() && !bytes.is_empty() {
+            return Err("there are bytes that no request asked for");
+        }
     }
+    Ok(framing.has_ended().then_some(data))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
 
     /// Fed whole and byte by byte, an answer must come to the same: its data and end, more to come, or a refusal.
     #[track_caller]

@@ -20,7 +20,7 @@ use hyper::{client, rt, server, service::service_fn};
 
 use super::{
     Framing,
-    answer::{AnswerFraming, Due, Part},
+    answer::{Due, read},
 };
 use crate::config::document::Limits;
 
@@ -185,29 +185,10 @@ fn sentences_are_read_alike_however_they_come() {
 
 // === answers ===
 
-/// Where an answer ends, and its data; none: it goes on.
-fn answers(pieces: &mut dyn Iterator<Item = &[u8]>, due: Due) -> Result<Option<Vec<u8>>, &'static str> {
-    let mut framing = AnswerFraming::default();
-    framing.begin(due);
-    let mut data = Vec::new();
-    for piece in pieces {
-        let mut bytes = Bytes::copy_from_slice(piece);
-        while let Some(part) = framing.next(&mut bytes)? {
-            if let Part::Data(piece) = part {
-                data.extend_from_slice(&piece);
-            }
-        }
-        if framing.has_ended() && !bytes.is_empty() {
-            return Err("there are bytes that no request asked for");
-        }
-    }
-    Ok(framing.has_ended().then_some(data))
-}
-
 fn check_answers(bytes: &[u8], due: Due) {
-    let whole = answers(&mut [bytes].into_iter(), due);
+    let whole = read(&mut [bytes].into_iter(), due);
     // What is wrong with bytes that are wrong in two ways depends on which are seen first.
-    let found = |pieces: &mut dyn Iterator<Item = &[u8]>| answers(pieces, due).map_err(drop);
+    let found = |pieces: &mut dyn Iterator<Item = &[u8]>| read(pieces, due).map_err(drop);
     let expected = whole.clone().map_err(drop);
     assert_eq!(expected, found(&mut bytes.chunks(1)), "whole or byte by byte");
     assert_eq!(expected, found(&mut bytes.chunks(7)), "whole or in pieces");
