@@ -18,22 +18,17 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, Method, response};
-use tokio::{
-    io::{AsyncWrite, AsyncWriteExt},
-    net::TcpStream,
-};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tokio_util::io::poll_read_buf;
 
 use super::{
     framing::answer::{AnswerFraming, Due, Part},
     outgoing::Outgoing,
+    socket,
     table::Target,
     upload::RequestBody,
 };
 
-/// A request's pieces of so many bytes together are copied into one: a copy of a few kilobytes costs less than the
-/// kernel's work for a list of pieces.
-const COPIED_MAX: usize = 4 << 10;
 /// So much may be read at once, and so much at least there is room for.
 const BLOCK: usize = 128 << 10;
 const READ_MIN: usize = 64 << 10;
@@ -255,7 +250,8 @@ impl Connection {
                 return if over { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
             let mut scratch = self.buffers.scratch.borrow_mut();
-            let Ok(taken) = ready!(write(&mut self.tcp, cx, pieces, self.written, &mut scratch)) else {
+            let pieces = unwritten(pieces, self.written);
+            let Ok(taken) = ready!(socket::poll_write_pieces(&self.tcp, cx, &pieces, &mut scratch)) else {
                 (self.head, self.upload, self.deaf) = (None, None, true);
                 return Poll::Ready(Ok(()));
             };
@@ -279,30 +275,14 @@ impl std::fmt::Debug for Connection {
     }
 }
 
-/// Writes of `pieces` what comes after the first `written` bytes.
-fn write(
-    tcp: &mut TcpStream,
-    cx: &mut Context<'_>,
-    pieces: [&[u8]; 4],
-    written: usize,
-    scratch: &mut Vec<u8>,
-) -> Poll<io::Result<usize>> {
-    let mut skipped = 0;
-    let rest = pieces.map(|piece| {
-        let skip = (written - skipped).min(piece.len());
-        skipped += skip;
-        &piece[skip..]
-    });
-    let tcp = Pin::new(tcp);
-    match rest {
-        [only, [], [], []] => tcp.poll_write(cx, only),
-        rest if rest.iter().map(|piece| piece.len()).sum::<usize>() <= COPIED_MAX => {
-            scratch.clear();
-            rest.iter().for_each(|piece| scratch.extend_from_slice(piece));
-            tcp.poll_write(cx, scratch)
-        }
-        rest => tcp.poll_write_vectored(cx, &rest.map(IoSlice::new)),
-    }
+/// What of `pieces` comes after the first `written` bytes.
+fn unwritten(pieces: [&[u8]; 4], written: usize) -> [IoSlice<'_>; 4] {
+    let mut left = written;
+    pieces.map(|piece| {
+        let skipped = left.min(piece.len());
+        left -= skipped;
+        IoSlice::new(&piece[skipped..])
+    })
 }
 
 // === impl Uploading ===

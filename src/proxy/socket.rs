@@ -3,7 +3,7 @@
 //! Job: tokio's own reading and writing by shared reference, and [`Watch`]. Invariants: a piece that did not fill the
 //! buffer, or was not taken whole, costs no second system call to find that there is no more; whoever waits is woken
 //! by the driver of its own thread, so nothing becomes ready between a call and the note that it did not suffice.
-//! Neighbours: `stream` and `relay` read and write, `client` and `relay` watch.
+//! Neighbours: `stream`, `relay` and `connection` read and write, `client` and `relay` watch.
 
 use std::{
     future::Future,
@@ -16,6 +16,10 @@ use tokio::{
     io::{Interest, ReadBuf},
     net::TcpStream,
 };
+
+/// Several pieces of so many bytes together are copied into one: a copy of a few kilobytes costs less than the
+/// kernel's work for a list of pieces.
+const COPIED_MAX: usize = 4 << 10;
 
 /// Whether the other side is gone for good: it reset the connection, or was silent for longer than the system waits.
 /// For as long as nobody reads, which would tell as well; a mere end is only heard by reading. Nothing is registered
@@ -100,12 +104,22 @@ pub(super) fn poll_write(tcp: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) ->
     }
 }
 
-/// Writes some of these pieces.
-pub(super) fn poll_write_vectored(
+/// Writes some of these pieces; a few small ones are put together in `scratch`.
+pub(super) fn poll_write_pieces(
     tcp: &TcpStream,
     cx: &mut Context<'_>,
     pieces: &[IoSlice<'_>],
+    scratch: &mut Vec<u8>,
 ) -> Poll<io::Result<usize>> {
+    let mut full = pieces.iter().filter(|piece| !piece.is_empty());
+    if let (Some(only), None) = (full.next(), full.next()) {
+        return poll_write(tcp, cx, only);
+    }
+    if pieces.iter().map(|piece| piece.len()).sum::<usize>() <= COPIED_MAX {
+        scratch.clear();
+        pieces.iter().for_each(|piece| scratch.extend_from_slice(piece));
+        return poll_write(tcp, cx, scratch);
+    }
     loop {
         ready!(tcp.poll_write_ready(cx))?;
         match tcp.try_write_vectored(pieces) {

@@ -35,10 +35,6 @@ pub(super) struct ClientStream<'a> {
     held: Vec<u8>,
 }
 
-/// An answer in several pieces of so many bytes together is copied into one: a copy of a few kilobytes costs less
-/// than the kernel's work for a list of pieces.
-const COPIED_MAX: usize = 4 << 10;
-
 // === impl ClientStream ===
 
 impl<'a> ClientStream<'a> {
@@ -203,16 +199,9 @@ impl AsyncWrite for ClientStream<'_> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
-        let written = match bufs {
-            [only] => socket::poll_write(this.tcp, cx, only),
-            bufs if bufs.iter().map(|piece| piece.len()).sum::<usize>() <= COPIED_MAX => {
-                let mut scratch = this.client.worker.buffers.scratch.borrow_mut();
-                scratch.clear();
-                bufs.iter().for_each(|piece| scratch.extend_from_slice(piece));
-                socket::poll_write(this.tcp, cx, &scratch)
-            }
-            bufs => socket::poll_write_vectored(this.tcp, cx, bufs),
-        };
+        let mut scratch = this.client.worker.buffers.scratch.borrow_mut();
+        let written = socket::poll_write_pieces(this.tcp, cx, bufs, &mut scratch);
+        drop(scratch);
         this.in_time(written)
     }
 
