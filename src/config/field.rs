@@ -3,7 +3,11 @@
 //! Job: the one walker of `check` and `node_file`. Invariants: whatever is wrong is reported at its place and
 //! reading goes on, so that an operator sees every problem at once; a key without a value is as if left out.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    fmt::{self, Display},
+    time::Duration,
+};
 
 use super::{
     problem::{Place, Report, shown},
@@ -54,7 +58,9 @@ impl<'a> Field<'a> {
     /// A mapping with known keys. Unknown and unsupported ones are reported.
     pub fn section(&self, keys: Keys) -> Option<Section<'a>> {
         let mut entries = Vec::new();
-        for (name, place, field) in self.pairs(&format!("a mapping with the keys {}", listed(keys.known)))? {
+        for (name, place, field) in
+            self.pairs(format_args!("a mapping with the keys {}", listed(keys.known)))?
+        {
             if keys.known.contains(&name) {
                 if !field.is_null() {
                     entries.push((name, place, field));
@@ -98,13 +104,13 @@ impl<'a> Field<'a> {
     }
 
     /// A mapping whose keys are any text.
-    pub fn texts(&self, expected: &str) -> Option<Vec<(&'a str, Field<'a>)>> {
+    pub fn texts(&self, expected: impl Display) -> Option<Vec<(&'a str, Field<'a>)>> {
         let pairs = self.pairs(expected)?;
         Some(pairs.into_iter().map(|(name, _, field)| (name, field)).collect())
     }
 
     /// The pairs of a mapping; keys that occur twice, merge keys and keys that are not text are reported.
-    pub fn pairs(&self, expected: &str) -> Option<Vec<(&'a str, Place, Field<'a>)>> {
+    pub fn pairs(&self, expected: impl Display) -> Option<Vec<(&'a str, Place, Field<'a>)>> {
         let Value::Map(pairs) = &self.node.value else {
             self.unexpected(expected);
             return None;
@@ -158,7 +164,7 @@ impl<'a> Field<'a> {
     }
 
     /// Text that is not empty; `expected` says what it should be.
-    pub fn text_as(&self, expected: &str) -> Option<&'a str> {
+    pub fn text_as(&self, expected: impl Display) -> Option<&'a str> {
         if let Value::Scalar { text, style } = &self.node.value {
             if text.trim().is_empty() {
                 self.problem(format!("expected {expected}, found nothing"), None);
@@ -176,7 +182,7 @@ impl<'a> Field<'a> {
     }
 
     /// Text of any length, empty too.
-    pub fn any_text(&self, expected: &str) -> Option<&'a str> {
+    pub fn any_text(&self, expected: impl Display) -> Option<&'a str> {
         match &self.node.value {
             Value::Scalar { text, style } if text.is_empty() && *style != Style::Plain => Some(text),
             _ => self.text_as(expected),
@@ -199,7 +205,7 @@ impl<'a> Field<'a> {
     pub fn integer(&self, from: u64, to: u64) -> Option<u64> {
         let expected = || format!("a whole number from {from} to {to}");
         let Value::Scalar { text, style } = &self.node.value else {
-            self.unexpected(&expected());
+            self.unexpected(expected());
             return None;
         };
         let number = text.parse::<u64>().ok().filter(|n| (from..=to).contains(n));
@@ -209,7 +215,7 @@ impl<'a> Field<'a> {
             return None;
         }
         if number.is_none() {
-            self.unexpected(&expected());
+            self.unexpected(expected());
         }
         number
     }
@@ -229,7 +235,7 @@ impl<'a> Field<'a> {
 
     /// One of a few words.
     pub fn choice(&self, words: &'static [&'static str]) -> Option<&'static str> {
-        let text = self.text_as(&listed_or(words))?;
+        let text = self.text_as(listed_or(words))?;
         if let Some(word) = words.iter().find(|word| **word == text) {
             return Some(word);
         }
@@ -280,7 +286,7 @@ impl<'a> Field<'a> {
         Some(size)
     }
 
-    fn unexpected(&self, expected: &str) {
+    fn unexpected(&self, expected: impl Display) {
         self.problem(format!("expected {expected}, found {}", described(self.node)), None);
     }
 }
@@ -422,22 +428,32 @@ pub fn written(duration: Duration) -> String {
     }
 }
 
-/// `a`, `b` and `c`.
+/// `a`, `b` and `c`. Nearly always it is not said: nothing is put together before it is.
 #[must_use]
-pub fn listed(words: &[&str]) -> String {
-    joined(words, "and")
+pub fn listed<'a>(words: &'a [&'a str]) -> impl Display + 'a {
+    Listed { words, last_word: "and" }
 }
 
-fn listed_or(words: &[&str]) -> String {
-    joined(words, "or")
+fn listed_or<'a>(words: &'a [&'a str]) -> impl Display + 'a {
+    Listed { words, last_word: "or" }
 }
 
-fn joined(words: &[&str], last_word: &str) -> String {
-    let quoted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
-    match quoted.split_last() {
-        Some((last, rest)) if !rest.is_empty() => format!("{} {last_word} {last}", rest.join(", ")),
-        Some((last, _)) => last.clone(),
-        None => String::new(),
+struct Listed<'a> {
+    words: &'a [&'a str],
+    last_word: &'static str,
+}
+
+impl Display for Listed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, word) in self.words.iter().enumerate() {
+            if place > 0 && place + 1 == self.words.len() {
+                write!(f, " {} ", self.last_word)?;
+            } else if place > 0 {
+                f.write_str(", ")?;
+            }
+            write!(f, "`{word}`")?;
+        }
+        Ok(())
     }
 }
 
