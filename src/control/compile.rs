@@ -44,12 +44,13 @@ pub fn services(document: &Document) -> BTreeSet<String> {
     document.services.keys().chain(routed).chain(streamed).cloned().collect()
 }
 
-/// Everything for which `content` could not run on any node. A large document takes long: not on a thread that
-/// answers calls.
-pub fn check(content: &str) -> Result<(), Vec<Problem>> {
+/// The document that `content` is, or everything for which it could not run on any node. A large document takes long:
+/// not on a thread that answers calls.
+pub fn check(content: &str) -> Result<Document, Vec<Problem>> {
     let document = check::document(content)?;
     let compiled = RoutingTable::compile(0, &document, &BTreeMap::new(), &RoutingTable::default());
-    compiled.map(|_| ()).map_err(|error| vec![Problem::general(error.to_string(), None)])
+    compiled.map_err(|error| vec![Problem::general(error.to_string(), None)])?;
+    Ok(document)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ use tracing::{error, info};
 
 use super::compile;
 use crate::{
-    config::check,
+    config::{check, document::Document},
     proxy::{Proxy, RoutingTable},
 };
 
@@ -42,6 +42,8 @@ pub struct Published {
     error: Mutex<String>,
     services: Mutex<Arc<BTreeSet<String>>>,
     expirations: AtomicU64,
+    /// What was read here last to be proposed, and has not come back to be run.
+    proposed: Mutex<Option<(Arc<str>, Document)>>,
 }
 
 /// Carries changes from the cluster to the proxy.
@@ -98,6 +100,17 @@ impl Published {
     #[must_use]
     pub fn services(&self) -> Arc<BTreeSet<String>> {
         self.services.lock().expect("nothing panics under this lock").clone()
+    }
+
+    /// Says that `content`, which is this document, is about to be proposed: it need not be read a second time.
+    pub fn will_run(&self, content: Arc<str>, document: Document) {
+        *self.proposed.lock().expect("nothing panics under this lock") = Some((content, document));
+    }
+
+    /// What `content` was read as, if it was the last.
+    fn proposed(&self, content: &str) -> Option<Document> {
+        let mut proposed = self.proposed.lock().expect("nothing panics under this lock");
+        proposed.take_if(|(known, _)| **known == *content).map(|(_, document)| document)
     }
 
     /// Instances that expired since this node started.
@@ -209,11 +222,13 @@ impl Publisher {
 
     async fn try_whole(&self, current: &Arc<Version>) -> Result<BTreeSet<String>, String> {
         let (cluster, previous, current) = (self.cluster.clone(), self.proxy.table(), current.clone());
+        let known = self.published.proposed(&current.content);
         // A large document takes long to check: not on a thread that answers calls.
         let compiled = tokio::task::spawn_blocking(move || {
-            let document = check::document(&current.content).map_err(|problems| {
-                problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-            })?;
+            let document =
+                known.map_or_else(|| check::document(&current.content), Ok).map_err(|problems| {
+                    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+                })?;
             let services = compile::services(&document);
             let registered = cluster.read(|state| compile::registered(state.registry(), &services));
             let table = RoutingTable::compile(current.version, &document, &registered, &previous);

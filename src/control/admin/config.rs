@@ -129,13 +129,13 @@ pub(super) async fn put(
     let body = read_body(body, BODY_MAX, deadline).await?;
     let content: Arc<str> = config::text(&body).map_err(|problem| ApiError::Invalid(vec![problem]))?.into();
     let judged = content.clone();
-    match tokio::task::spawn_blocking(move || compile::check(&judged)).await {
+    let document = match tokio::task::spawn_blocking(move || compile::check(&judged)).await {
         Ok(checked) => checked.map_err(ApiError::Invalid)?,
         Err(error) => {
             let detail = format!("the document could not be checked: {error}; nothing was written");
             return Err(ApiError::Unavailable(detail));
         }
-    }
+    };
     if query.flag("dry_run")? {
         context.cluster.linearizable(left(deadline)).await?;
         let (current, same) = context.cluster.read(|state| {
@@ -152,6 +152,7 @@ pub(super) async fn put(
             &Applied { version: current, dry_run: Some(true), changed: !same, nodes },
         ));
     }
+    context.published.will_run(content.clone(), document);
     let by = format!("{} at {}", peer.ip(), context.node);
     let command = Command::PutDocument(NewDocument { expected, content, by, at_ms: wall_clock_ms() });
     apply(context, command, deadline).await
