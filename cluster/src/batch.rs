@@ -180,6 +180,9 @@ fn weight(command: &Command) -> usize {
             Command::PutDocument(document) => document.content.len() + document.by.len(),
             Command::RollbackDocument { by, .. } => by.len(),
             Command::AdmitNode(node) => node.name.len(),
+            Command::ActivateDocument { .. } => 0,
+            Command::RefuseDocument { reason, .. } => reason.len(),
+            Command::Once { key, command, .. } => key.len() + weight(command),
         }
 }
 

@@ -17,7 +17,7 @@ use crate::{
     forward,
     node::{Node, Report, Tasks, open_node},
     raft::{self, Links, Replica},
-    state::{Change, ChangeKind, Command, Heartbeat, NodeId, Outcome, State},
+    state::{Change, ChangeKind, Command, Fate, Heartbeat, NodeId, Outcome, State},
     status::{self, Member, MemberReport, Status},
     storage::{DataDir, Owner, StorageError},
 };
@@ -294,6 +294,35 @@ impl Cluster {
     pub fn report(&self, config_version: u64, config_error: String) {
         let report = Report { config_version, config_error };
         *self.inner.node.report.lock().unwrap_or_else(PoisonError::into_inner) = report;
+    }
+
+    /// Tells whether this node can run the staged document `version`, or why not; the leader waits for it.
+    pub fn ready(&self, version: u64, result: Result<(), String>) {
+        self.inner.node.readiness.say(version, result);
+    }
+
+    /// What became of a document that was staged: once it is activated or refused here, or after `timeout`.
+    pub async fn fate(&self, version: u64, timeout: Duration) -> Fate {
+        let look = || self.read(|state| state.documents().fate(version));
+        let mut applied = self.inner.node.replica.applied();
+        let decided = async {
+            loop {
+                // Unknown: this node's state may be behind the leader's, which staged it.
+                match look() {
+                    Fate::Staged | Fate::Unknown => {}
+                    decided => return decided,
+                }
+                if applied.changed().await.is_err() {
+                    return look();
+                }
+            }
+        };
+        tokio::time::timeout(timeout, decided).await.unwrap_or_else(|_| look())
+    }
+
+    /// Returns once this node's disk knows how far its state has come: a restart shows no less, even alone.
+    pub async fn keep_applied(&self) {
+        self.inner.node.committed.keep().await;
     }
 
     /// Asks every member, this one too, what it runs; `None` for those that do not answer in time.

@@ -11,6 +11,7 @@
 pub mod state;
 pub mod storage;
 
+mod activation;
 mod batch;
 mod bootstrap;
 mod election;

@@ -14,6 +14,7 @@ use gogate_proto::v1;
 use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
+    activation::{Activation, Readiness},
     batch::{Batcher, Proposer},
     bootstrap::{self, Door, Facts},
     election::{Election, Heard},
@@ -22,7 +23,7 @@ use crate::{
     handle::{StartError, Timers},
     leader::{Duties, Inbox},
     members::{self, Admission},
-    raft::{Core, Links, RaftLog, Replica, StateMachine},
+    raft::{CommittedKeeper, Core, Links, RaftLog, Replica, StateMachine},
     reads::{Reader, Rounds},
     state::NodeId,
     storage::{SledLog, Snapshots},
@@ -46,6 +47,8 @@ pub(crate) struct Node {
     pub(crate) commit: Arc<Durations>,
     pub(crate) fsync: Arc<Durations>,
     pub(crate) report: Mutex<Report>,
+    pub(crate) readiness: Readiness,
+    pub(crate) committed: CommittedKeeper,
 }
 
 /// Which document this node says it runs.
@@ -100,6 +103,7 @@ pub(crate) async fn open_node(
     let replica = Arc::new(Replica::new());
     let machine = StateMachine::open(replica.clone(), snapshots)?;
     let (log, writer) = RaftLog::open(log, fsync.clone(), machine.covered())?;
+    let committed = log.committed_keeper();
     let core = Core::start(id, &facts.cluster_name, timers, links.clone(), log, machine)
         .await
         .map_err(|problem| StartError::Bootstrap { cluster: facts.cluster_name.clone(), problem })?;
@@ -135,6 +139,8 @@ pub(crate) async fn open_node(
         commit,
         fsync,
         report: Mutex::default(),
+        readiness: Readiness::new(),
+        committed,
     };
     Ok((Parts { node: Arc::new(node), batcher, rounds, duties }, writer))
 }
@@ -157,6 +163,7 @@ impl Parts {
         tasks.spawn(rounds.run(stop.clone()));
         tasks.spawn(duties.run(stop.clone()));
         tasks.spawn(node.election.clone().run(stop.clone()));
+        tasks.spawn(until(stop.clone(), Activation::new(node.clone()).run()));
         tasks.spawn(until(stop.clone(), forward::tell_new_leaders(node.clone())));
         tasks.spawn(until(stop.clone(), bootstrap::complete_forming(door.clone(), node.clone())));
         if !learner {

@@ -9,6 +9,7 @@ mod cluster;
 mod config;
 mod error;
 mod health;
+mod once;
 mod services;
 
 use std::{
@@ -194,14 +195,14 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
     let method = |allow: &'static str| Err(ApiError::Method { allow });
     match &parts[..count] {
         ["v1", "services"] => match head.method {
-            Method::POST => services::register(context, query, body).await,
+            Method::POST => services::register(context, &head, body).await,
             _ if get => services::list(context, query).await,
             _ => method("GET, HEAD, POST"),
         },
         ["v1", "services", id] => {
             let id = segment(id)?;
             match head.method {
-                Method::DELETE => services::deregister(context, &id, query).await,
+                Method::DELETE => services::deregister(context, &id, &head).await,
                 _ if get => services::get(context, &id, query).await,
                 _ => method("DELETE, GET, HEAD"),
             }
@@ -211,14 +212,14 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
             _ => method("PUT"),
         },
         ["v1", "config"] => match head.method {
-            Method::PUT => config::put(context, peer, &head.headers, query, body).await,
+            Method::PUT => config::put(context, peer, &head, body).await,
             _ if get => config::get(context, query).await,
             _ => method("GET, HEAD, PUT"),
         },
         ["v1", "config", "versions"] if get => config::versions(context, query).await,
         ["v1", "config", "status"] if get => config::status(context, query).await,
         ["v1", "config", "rollback"] => match head.method {
-            Method::POST => config::rollback(context, peer, &head.headers, query, body).await,
+            Method::POST => config::rollback(context, peer, &head, body).await,
             _ => method("POST"),
         },
         ["v1", "cluster"] if get => cluster::status(context, query).await,
@@ -234,8 +235,7 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
     }
 }
 
-/// Refuses a write that a page of somewhere else may have made a browser send, and one that asks for what this
-/// build does not keep.
+/// Refuses a write that a page of somewhere else may have made a browser send.
 fn check_write(head: &Parts) -> Result<(), ApiError> {
     let text = |name| head.headers.get(name).map(|value| value.to_str().unwrap_or_default());
     if let Some(origin) = text(header::ORIGIN) {
@@ -249,11 +249,6 @@ fn check_write(head: &Parts) -> Result<(), ApiError> {
     let kind = text(header::CONTENT_TYPE).unwrap_or_default().to_ascii_lowercase();
     if head.method == Method::POST && (kind.starts_with("text/plain") || kind.starts_with("multipart/")) {
         return Err(ApiError::MediaType);
-    }
-    if head.headers.contains_key("idempotency-key") {
-        return Err(ApiError::Malformed(
-            "`Idempotency-Key` is not supported yet: give an instance an `id`, or a document `If-Match`, and it may be sent again".into(),
-        ));
     }
     Ok(())
 }

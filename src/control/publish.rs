@@ -1,8 +1,10 @@
 //! The only bridge between the planes: what the cluster agreed on becomes what the proxy runs.
 //!
 //! Invariants: the table always belongs to one document, whole; a document that this node cannot run leaves
-//! the table as it is and is reported; a change of endpoints touches the services that it concerns and no
-//! other. Neighbours: `Cluster::changes` wakes it, `compile` computes, `Proxy::publish` swaps.
+//! the table as it is and is reported; before a version is served, the disk knows that it is the current one, so
+//! that a restart never serves an older one (P7); a change of endpoints touches the services that it concerns and no
+//! other. Neighbours: `Cluster::changes` wakes it, `activation` makes ready what is staged, `compile` computes,
+//! `Proxy::publish` swaps.
 
 use std::{
     collections::BTreeSet,
@@ -21,9 +23,9 @@ use gogate_cluster::{
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info};
 
-use super::compile;
+use super::{activation::Ready, compile};
 use crate::{
-    config::{check, document::Document},
+    config::document::Document,
     proxy::{Proxy, RoutingTable},
 };
 
@@ -53,12 +55,17 @@ pub struct Publisher {
     published: Arc<Published>,
     /// Those that the document which runs sends requests to.
     services: Arc<BTreeSet<String>>,
+    /// The staged document, if this node can run it.
+    ready: Option<Ready>,
 }
 
 /// What a batch of changes asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Work {
+    /// The current document.
     whole: bool,
+    /// The staged document: there is another one, or none any more.
+    staged: bool,
     services: BTreeSet<String>,
     expirations: u64,
 }
@@ -126,14 +133,14 @@ impl Publisher {
     /// Publishes nothing yet.
     #[must_use]
     pub fn new(cluster: Cluster, proxy: Arc<Proxy>, published: Arc<Published>) -> Self {
-        Self { cluster, proxy, published, services: Arc::default() }
+        Self { cluster, proxy, published, services: Arc::default(), ready: None }
     }
 
     /// Publishes what is there, then every change, until the cluster is shut down. What could not be published
     /// is tried again: the port that was taken may be free by then.
     pub async fn run(mut self, mut changes: Changes) {
         let mut failed = Work::default();
-        self.publish(Work { whole: true, ..Work::default() }, &mut failed).await;
+        self.publish(Work { whole: true, staged: true, ..Work::default() }, &mut failed).await;
         self.published.once.store(true, Ordering::Release);
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -147,7 +154,7 @@ impl Publisher {
                         work.add(&more);
                     }
                 }
-                _ = retry.tick(), if failed.whole || !failed.services.is_empty() => {
+                _ = retry.tick(), if failed != Work::default() => {
                     work = std::mem::take(&mut failed);
                 }
             }
@@ -162,19 +169,37 @@ impl Publisher {
         self.published.expirations.fetch_add(work.expirations, Ordering::Relaxed);
         if work.whole {
             *failed = Work { whole: !self.publish_whole().await, ..Work::default() };
-            return true;
         }
+        if work.staged {
+            self.prepare().await;
+        }
+        // After the document: what was made ready may be older than these changes.
         work.services.retain(|service| self.services.contains(service));
-        if work.services.is_empty() {
-            return false;
-        }
-        if !self.publish_endpoints(&work.services).await {
+        if !work.services.is_empty() && !self.publish_endpoints(&work.services).await {
             failed.services.append(&mut work.services);
         }
-        true
+        work.whole || work.staged || !work.services.is_empty()
     }
 
-    /// Compiles the current document and swaps it in; false if this node cannot run it, which is reported.
+    /// Makes ready what is staged, and tells the leader whether it can run here; drops what is not staged any more.
+    async fn prepare(&mut self) {
+        let staged = self.cluster.read(|state| state.documents().staged().cloned());
+        let Some(staged) = staged else {
+            self.ready = None;
+            return;
+        };
+        if self.ready.as_ref().is_some_and(|ready| ready.version == staged.version) {
+            return;
+        }
+        // What an earlier one reserved may be what this one needs.
+        self.ready = None;
+        let known = self.published.proposed(&staged.content);
+        let made = Ready::make(&self.cluster, &self.proxy, &staged, known).await;
+        let said = made.map(|ready| self.ready = Some(ready));
+        self.cluster.ready(staged.version, said);
+    }
+
+    /// Puts the current document into force; false if this node cannot run it, which is reported.
     async fn publish_whole(&mut self) -> bool {
         let Some(current) = self.cluster.read(|state| state.documents().current().cloned()) else {
             return true;
@@ -213,31 +238,18 @@ impl Publisher {
     }
 
     async fn run_version(&mut self, version: &Arc<Version>) -> Result<(), String> {
-        self.services = Arc::new(self.try_whole(version).await?);
+        let ready = match self.ready.take_if(|ready| ready.version == version.version) {
+            Some(ready) => ready.renewed(&self.cluster, &self.proxy).await?,
+            None => Ready::make(&self.cluster, &self.proxy, version, None).await?,
+        };
+        self.cluster.keep_applied().await;
+        let published = self.proxy.publish_reserved(ready.table, ready.reserved).await;
+        published.map_err(|error| error.to_string())?;
+        self.services = Arc::new(ready.services);
         self.published.services.lock().expect("nothing panics under this lock").clone_from(&self.services);
         self.published.version.store(version.version, Ordering::Release);
         info!(version = version.version, by = %version.by, "the gateway document runs");
         Ok(())
-    }
-
-    async fn try_whole(&self, current: &Arc<Version>) -> Result<BTreeSet<String>, String> {
-        let (cluster, previous, current) = (self.cluster.clone(), self.proxy.table(), current.clone());
-        let known = self.published.proposed(&current.content);
-        // A large document takes long to check: not on a thread that answers calls.
-        let compiled = tokio::task::spawn_blocking(move || {
-            let document =
-                known.map_or_else(|| check::document(&current.content), Ok).map_err(|problems| {
-                    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-                })?;
-            let services = compile::services(&document);
-            let registered = cluster.read(|state| compile::registered(state.registry(), &services));
-            let table = RoutingTable::compile(current.version, &document, &registered, &previous);
-            table.map(|table| (services, table)).map_err(|error| error.to_string())
-        });
-        let (services, table) =
-            compiled.await.map_err(|error| format!("it could not be compiled: {error}"))??;
-        self.proxy.publish(table).await.map_err(|error| error.to_string())?;
-        Ok(services)
     }
 
     /// Swaps the endpoints of those of the `changed` services that requests are sent to; false if it failed.
@@ -271,7 +283,9 @@ impl Work {
     fn add(&mut self, changes: &[Change]) {
         for change in changes {
             match &change.kind {
-                ChangeKind::Reset | ChangeKind::Document(_) => self.whole = true,
+                ChangeKind::Reset => (self.whole, self.staged) = (true, true),
+                ChangeKind::Document(_) => self.whole = true,
+                ChangeKind::Staged(_) | ChangeKind::Refused(_) => self.staged = true,
                 ChangeKind::Registered(instance) | ChangeKind::Deregistered(instance) => {
                     self.touch(&instance.name);
                 }

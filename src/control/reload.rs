@@ -13,7 +13,7 @@ use std::{
 
 use gogate_cluster::{
     Cluster, ProposeError,
-    state::{Command, NewDocument, Outcome, Refusal},
+    state::{Command, Fate, NewDocument, Outcome, Refusal},
 };
 use notify::Watcher;
 use tokio::sync::Notify;
@@ -27,6 +27,9 @@ const QUIET: Duration = Duration::from_millis(200);
 
 /// How long one proposal may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the nodes may take to say whether they can run it: longer than the leader waits for them.
+const DECISION_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Between two tries, while there is no leader.
 const RETRY: Duration = Duration::from_millis(500);
@@ -166,8 +169,17 @@ impl Reload {
         let by = format!("{file} on {}", self.node);
         let document = NewDocument { expected, content: text, by, at_ms: wall_clock_ms() };
         match self.cluster.propose(Command::PutDocument(document), TIMEOUT).await {
-            Ok(Outcome::Documented { version, changed: true }) => {
-                info!(%file, why, version, "proposed the gateway file");
+            Ok(Outcome::Staged { version }) => match self.cluster.fate(version, DECISION_TIMEOUT).await {
+                Fate::Activated => info!(%file, why, version, "the gateway file is the current document"),
+                Fate::Refused { reason } => {
+                    error!(%file, why, version, refused_by = %reason, "the gateway file was refused; what runs stays");
+                }
+                Fate::Staged | Fate::Unknown => {
+                    warn!(%file, why, version, "the gateway file is written, but not in force yet");
+                }
+            },
+            Ok(Outcome::Refused(refusal @ Refusal::Staging { .. })) => {
+                return Err(ProposeError::NotDone { reason: refusal.to_string() });
             }
             Ok(Outcome::Documented { .. }) => {
                 info!(%file, why, "the gateway file equals what runs: nothing to do");

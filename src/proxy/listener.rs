@@ -95,25 +95,43 @@ struct Accepted {
 
 // === opening ===
 
-/// Opens `count` sockets on one address; the address they got.
-pub(super) fn open(address: SocketAddr, count: usize) -> io::Result<(SocketAddr, Vec<StdListener>)> {
-    // With SO_REUSEPORT another process of the same user could share the port unseen; a socket without it
-    // cannot be bound beside anyone.
-    let probe = socket(address)?;
-    probe.bind(&address.into())?;
-    let address = probe.local_addr()?.as_socket().unwrap_or(address);
-    drop(probe);
-    let mut sockets = Vec::with_capacity(count);
-    for _ in 0..count {
-        let socket = socket(address)?;
-        socket.set_reuse_port(true)?;
-        // The connections that it accepts inherit this.
-        socket.set_tcp_nodelay(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        sockets.push(socket.into());
+/// Sockets of one address that are bound, one for each worker, and do not listen yet: clients are refused, and
+/// nobody else gets the port.
+#[derive(Debug)]
+pub(super) struct Bound {
+    /// Where they are really bound to.
+    pub(super) address: SocketAddr,
+    sockets: Vec<Socket>,
+}
+
+// === impl Bound ===
+
+impl Bound {
+    /// Binds `count` sockets to one address.
+    pub(super) fn new(address: SocketAddr, count: usize) -> io::Result<Self> {
+        // With SO_REUSEPORT another process of the same user could share the port unseen; a socket without it
+        // cannot be bound beside anyone.
+        let probe = socket(address)?;
+        probe.bind(&address.into())?;
+        let address = probe.local_addr()?.as_socket().unwrap_or(address);
+        drop(probe);
+        let mut sockets = Vec::with_capacity(count);
+        for _ in 0..count {
+            let socket = socket(address)?;
+            socket.set_reuse_port(true)?;
+            // The connections that it accepts inherit this.
+            socket.set_tcp_nodelay(true)?;
+            socket.bind(&address.into())?;
+            sockets.push(socket);
+        }
+        Ok(Self { address, sockets })
     }
-    Ok((address, sockets))
+
+    /// Lets clients connect.
+    pub(super) fn listen(self) -> io::Result<Vec<StdListener>> {
+        self.sockets.iter().try_for_each(|socket| socket.listen(BACKLOG))?;
+        Ok(self.sockets.into_iter().map(StdListener::from).collect())
+    }
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {

@@ -76,7 +76,7 @@ mod upstream;
 mod worker;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io,
     net::{SocketAddr, TcpListener},
     sync::{
@@ -92,7 +92,7 @@ use tokio::sync::oneshot;
 use self::{
     health::Prober,
     keeper::Keeper,
-    listener::NodeListener,
+    listener::{Bound, NodeListener},
     policy::Passwords,
     worker::{Command, Shared, WorkerHandle},
 };
@@ -158,6 +158,15 @@ struct OpenListener {
     node: Arc<NodeListener>,
 }
 
+/// The ports of a table's new listeners, taken before it is in force, so that nobody has them when it is.
+#[derive(Debug, Default)]
+pub struct Reserved {
+    ports: HashMap<Port, Bound>,
+}
+
+/// What tells listeners apart: the address, and for any port (0) the name too.
+type Port = (SocketAddr, Option<String>);
+
 /// What it takes to go from the open listeners to a table's.
 #[derive(Default)]
 struct Plan {
@@ -194,16 +203,44 @@ impl Proxy {
         })
     }
 
+    /// Takes the ports that `table` needs and that are not open, or says which one cannot be had. What is not
+    /// published is given back when it is dropped.
+    pub async fn reserve(&self, table: &RoutingTable) -> Result<Reserved, PublishError> {
+        let _one_at_a_time = self.publishing.lock().await;
+        let mut reserved = Reserved::default();
+        if self.is_draining() {
+            return Ok(reserved);
+        }
+        let open: HashSet<Port> =
+            self.open_listeners().iter().map(|open| port(&open.name, open.requested)).collect();
+        for (name, address) in self.listeners(table) {
+            let port = port(name, address);
+            if !open.contains(&port) {
+                reserved.ports.insert(port, self.bind(name, address)?);
+            }
+        }
+        Ok(reserved)
+    }
+
     /// Puts a table into force: new listeners are opened on every worker or none, then the table is swapped,
     /// then listeners that it no longer has are closed. A listener that changed only its name stays open.
-    pub async fn publish(&self, mut table: RoutingTable) -> Result<(), PublishError> {
+    pub async fn publish(&self, table: RoutingTable) -> Result<(), PublishError> {
+        self.publish_reserved(table, Reserved::default()).await
+    }
+
+    /// The same, with the ports that were taken for this table.
+    pub async fn publish_reserved(
+        &self,
+        mut table: RoutingTable,
+        reserved: Reserved,
+    ) -> Result<(), PublishError> {
         let _one_at_a_time = self.publishing.lock().await;
         if self.is_draining() {
             table.serve(self.open_listeners().iter().map(|listener| (listener.id, &*listener.name)));
             self.put(table);
             return Ok(());
         }
-        let mut plan = self.plan(&table)?;
+        let mut plan = self.plan(&table, reserved)?;
         table.serve(plan.next.iter().map(|listener| (listener.id, &*listener.name)));
         self.put(table);
         for (number, worker) in self.workers.iter().enumerate() {
@@ -333,21 +370,27 @@ impl Proxy {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A table's listeners by name, and where this node opens them.
+    fn listeners<'a>(&'a self, table: &'a RoutingTable) -> impl Iterator<Item = (&'a str, SocketAddr)> {
+        let listeners = table.routing.listeners.iter();
+        listeners
+            .map(|(name, listener)| (name.as_str(), *self.config.bind.get(name).unwrap_or(&listener.address)))
+    }
+
+    fn bind(&self, listener: &str, address: SocketAddr) -> Result<Bound, PublishError> {
+        Bound::new(address, self.workers.len()).map_err(|error| PublishError::new(listener, address, &error))
+    }
+
     /// Compares the table's listeners with the open ones by address, and opens what is missing.
-    fn plan(&self, table: &RoutingTable) -> Result<Plan, PublishError> {
+    fn plan(&self, table: &RoutingTable, mut reserved: Reserved) -> Result<Plan, PublishError> {
         let open = self.open_listeners().clone();
-        // Port 0 means any port: such listeners are told apart by name.
-        let key = |name: &str, address: SocketAddr| match address.port() {
-            0 => (address, Some(name.to_owned())),
-            _ => (address, None),
-        };
-        let mut kept: HashMap<_, _> =
-            open.into_iter().map(|listener| (key(&listener.name, listener.requested), listener)).collect();
+        let mut kept: HashMap<Port, OpenListener> =
+            open.into_iter().map(|listener| (port(&listener.name, listener.requested), listener)).collect();
         let mut plan = Plan::default();
-        for (name, listener) in &table.routing.listeners {
-            let address = *self.config.bind.get(name).unwrap_or(&listener.address);
-            let name_shared: Arc<str> = name.as_str().into();
-            if let Some(mut same) = kept.remove(&key(name, address)) {
+        for (name, address) in self.listeners(table) {
+            let name_shared: Arc<str> = name.into();
+            let port = port(name, address);
+            if let Some(mut same) = kept.remove(&port) {
                 if same.name != name_shared {
                     plan.renamed.push((same.id, Arc::clone(&name_shared)));
                     same.name = name_shared;
@@ -355,16 +398,31 @@ impl Proxy {
                 plan.next.push(same);
                 continue;
             }
-            let (actual, sockets) = listener::open(address, self.workers.len())
-                .map_err(|error| PublishError { listener: name.clone(), address, reason: reason(&error) })?;
+            let bound = match reserved.ports.remove(&port) {
+                Some(bound) => bound,
+                None => self.bind(name, address)?,
+            };
+            let node = Arc::new(NodeListener::new(bound.address));
+            let sockets = bound.listen().map_err(|error| PublishError::new(name, address, &error))?;
             let id = self.next_listener.fetch_add(1, Ordering::Relaxed) as u64;
-            let node = Arc::new(NodeListener::new(actual));
             let listener = OpenListener { id, name: name_shared, requested: address, node };
             plan.next.push(listener.clone());
             plan.new.push((listener, sockets));
         }
         plan.gone = kept.values().map(|listener| listener.id).collect();
         Ok(plan)
+    }
+}
+
+fn port(name: &str, address: SocketAddr) -> Port {
+    (address, (address.port() == 0).then(|| name.to_owned()))
+}
+
+// === impl PublishError ===
+
+impl PublishError {
+    fn new(listener: &str, address: SocketAddr, error: &io::Error) -> Self {
+        Self { listener: listener.to_owned(), address, reason: reason(error) }
     }
 }
 

@@ -118,7 +118,7 @@ fn a_write_that_a_foreign_page_sends_or_that_asks_for_too_much_is_refused() {
         ("origin", "https://evil.example", 403),
         ("origin", "null", 403),
         ("content-type", "text/plain;charset=UTF-8", 415),
-        ("idempotency-key", "k", 400),
+        ("idempotency-key", " ", 400),
         ("origin", own.as_str(), 201),
         ("content-type", "application/json", 200),
     ] {
@@ -171,4 +171,32 @@ fn a_connection_serves_many_calls() {
         assert_eq!(connection.call("POST", "/v1/services", &[], &body).unwrap().status, 201);
     }
     assert_eq!(cluster.instances(0).unwrap().len(), 50);
+}
+
+#[test]
+fn a_write_with_a_key_is_done_once_at_whichever_node_it_is_repeated() {
+    let mut cluster = TestCluster::start(3);
+    let body = r#"{"name":"api","address":"10.0.0.1:80","ttl":"0s"}"#;
+    let register = |cluster: &TestCluster, node, body: &str| {
+        call(cluster.admin(node), "POST", "/v1/services", &[("idempotency-key", "a-key")], body).unwrap()
+    };
+    let first = register(&cluster, 0, body);
+    assert_eq!(first.status, 201);
+    let again = register(&cluster, 1, body);
+    assert_eq!((again.status, again.json()), (201, first.json()));
+    let other = register(&cluster, 2, &body.replace("10.0.0.1", "10.0.0.2"));
+    assert_eq!(other.status, 422, "the key was for something else: {}", other.text());
+
+    let leader = cluster.leader();
+    let id = first.json()["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/services/{id}");
+    let remove = |cluster: &TestCluster, node| {
+        call(cluster.admin(node), "DELETE", &path, &[("idempotency-key", "another")], "").unwrap().status
+    };
+    assert_eq!(remove(&cluster, leader), 204);
+    cluster.kill(leader);
+    let node = (leader + 1) % 3;
+    assert_eq!(remove(&cluster, node), 204, "the new leader knows that it was done");
+    assert_eq!(register(&cluster, node, body).json(), first.json());
+    assert_eq!(cluster.instances(node).unwrap().len(), 0, "and it is not done again");
 }

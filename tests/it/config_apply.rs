@@ -93,17 +93,55 @@ fn a_listener_that_cannot_be_opened_is_named_and_what_ran_stays_current() {
     let (status, problem) = json(cluster.admin(0), "PUT", "/v1/config", &with_listener(&good, taken.address));
     assert_eq!(status, 409, "{problem}");
     let detail = problem["detail"].as_str().unwrap();
-    for says in ["version 2 was refused by n1", &taken.address.to_string(), "version 3 restores version 1"] {
+    for says in ["version 2 was refused by n1", "listener more", &taken.address.to_string(), "in use"] {
         assert!(detail.contains(says), "{says}: {detail}");
     }
     assert_eq!(get(cluster.web(0), "/").unwrap().text(), "echo");
     let current = get(cluster.admin(0), "/v1/config").unwrap();
-    assert_eq!((current.header("etag"), current.text()), (Some("\"3\""), good));
+    assert_eq!((current.header("etag"), current.text()), (Some("\"1\""), good));
 
     cluster.kill(0);
     cluster.start_node(0);
     cluster.wait_until_ready();
     assert_eq!(get(cluster.web(0), "/").unwrap().text(), "echo", "a restart finds what ran");
+    drop(taken);
+    assert_eq!(
+        cluster.apply(0, &document("/other", service.address))["version"],
+        3,
+        "a number is given once"
+    );
+}
+
+#[test]
+fn a_document_that_one_node_cannot_run_takes_effect_on_none() {
+    let (mut cluster, service) = (TestCluster::prepare(3), TestService::start("echo"));
+    // Where the listener is opened differs from node to node; the third one's port is taken.
+    let taken = TestService::start("taken");
+    let addresses = [free_address(), free_address(), taken.address];
+    for (node, address) in addresses.iter().enumerate() {
+        let file = std::fs::read_to_string(cluster.file(node)).unwrap();
+        let bound = file.replace("bind:    {", &format!("bind:    {{ more: \"{address}\","));
+        std::fs::write(cluster.file(node), bound).unwrap();
+        cluster.start_node(node);
+    }
+    cluster.wait_until_ready();
+    let [first, second, _] = addresses;
+    let good = document("/", service.address);
+    cluster.apply(0, &good);
+    let (status, problem) = json(cluster.admin(0), "PUT", "/v1/config", &with_listener(&good, first));
+    assert_eq!(status, 409, "{problem}");
+    let detail = problem["detail"].as_str().unwrap();
+    for says in ["version 2 was refused by n3", &taken.address.to_string(), "in use"] {
+        assert!(detail.contains(says), "{says}: {detail}");
+    }
+    for node in 0..3 {
+        assert_eq!(problem["nodes"][format!("n{}", node + 1)], "runs version 1", "{problem}");
+        assert_eq!(get(cluster.web(node), "/").unwrap().text(), "echo");
+        assert_eq!(get(cluster.admin(node), "/v1/config").unwrap().header("etag"), Some("\"1\""));
+    }
+    for address in [first, second] {
+        assert!(std::net::TcpListener::bind(address).is_ok(), "the port was given back");
+    }
 }
 
 #[test]
@@ -192,4 +230,46 @@ fn the_file_of_a_node_is_applied_first_on_hangup_and_when_it_changes() {
     serves("/written");
     let now = get(cluster.admin(0), "/v1/config").unwrap().header("etag").map(str::to_owned);
     assert_ne!(version, now);
+}
+
+#[test]
+fn a_node_that_starts_alone_serves_the_version_that_it_served_last() {
+    let (mut cluster, service) = (TestCluster::start(3), TestService::start("echo"));
+    cluster.apply(0, &document("/one", service.address));
+    cluster.apply(0, &document("/two", service.address));
+    for node in 0..3 {
+        assert_eq!(get(cluster.web(node), "/two").unwrap().status, 200, "n{} serves it", node + 1);
+    }
+    (0..3).for_each(|node| cluster.kill(node));
+    for node in 0..3 {
+        cluster.start_node(node);
+        eventually(Duration::from_secs(10), "it serves what it served last", || {
+            match get(cluster.web(node), "/two") {
+                Ok(response) if response.status == 200 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        assert_eq!(get(cluster.web(node), "/one").unwrap().status, 404, "not an older one");
+        cluster.kill(node);
+    }
+}
+
+#[test]
+fn documents_that_come_at_once_take_effect_one_after_the_other() {
+    let (cluster, service) = (TestCluster::start(3), TestService::start("echo"));
+    let versions: Vec<u64> = std::thread::scope(|scope| {
+        let applied: Vec<_> = (0..6)
+            .map(|number| {
+                let (cluster, address) = (&cluster, service.address);
+                scope.spawn(move || {
+                    let answer = cluster.apply(number % 3, &document(&format!("/{number}"), address));
+                    answer["version"].as_u64().unwrap()
+                })
+            })
+            .collect();
+        let mut versions: Vec<_> = applied.into_iter().map(|applied| applied.join().unwrap()).collect();
+        versions.sort_unstable();
+        versions
+    });
+    assert_eq!(versions, (1..=6).collect::<Vec<_>>());
 }

@@ -98,6 +98,10 @@ enum Write {
     Committed {
         position: Bytes,
     },
+    /// What was noted of how far the log is committed shall be on the disk.
+    KeepCommitted {
+        done: Done,
+    },
     Truncate {
         from: u64,
         done: Done,
@@ -112,6 +116,27 @@ enum Write {
 }
 
 type Done = oneshot::Sender<Result<(), StorageError>>;
+
+/// Has it kept how far the log is committed, without keeping the log open.
+#[derive(Clone)]
+pub(crate) struct CommittedKeeper {
+    writer: mpsc::WeakSender<Write>,
+}
+
+// === impl CommittedKeeper ===
+
+impl CommittedKeeper {
+    /// Returns once a restart finds the log committed at least as far as it was applied before the call; or the
+    /// disk has failed, which the core notices by itself.
+    pub(crate) async fn keep(&self) {
+        let Some(writer) = self.writer.upgrade() else { return };
+        let (done, kept) = oneshot::channel();
+        if writer.send(Write::KeepCommitted { done }).await.is_ok() {
+            drop(writer);
+            let _ = kept.await;
+        }
+    }
+}
 
 // === impl RaftLog ===
 
@@ -149,6 +174,10 @@ impl RaftLog {
             })
             .map_err(|source| StorageError::Io { path: "the log's writer thread".into(), source })?;
         Ok((Self { shared, writer, covered }, thread))
+    }
+
+    pub(crate) fn committed_keeper(&self) -> CommittedKeeper {
+        CommittedKeeper { writer: self.writer.downgrade() }
     }
 
     /// A node that led when it ended starts as a follower, like any (Raft paper, 5.2): it has voted in that term
@@ -525,6 +554,10 @@ impl Writer {
                 answer(done, result);
             }
             Write::Committed { position } => self.hint = Some(position),
+            Write::KeepCommitted { done } => {
+                self.keep_hint();
+                answer(done, self.barrier());
+            }
             Write::Truncate { from, done } => answer(done, self.attempt(|store| store.truncate(from))),
             Write::Purge { upto, all, position, done } => {
                 // Noted first: a log whose beginning is gone without a note cannot be opened.

@@ -32,7 +32,7 @@ use openraft::{
 use tokio::sync::watch;
 
 pub(crate) use self::{
-    log_store::RaftLog,
+    log_store::{CommittedKeeper, RaftLog},
     network::{Link, Links},
     server::serve,
     state_machine::{Replica, StateMachine},

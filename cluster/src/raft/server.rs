@@ -26,6 +26,7 @@ use tonic::{
 
 use super::{Core, convert};
 use crate::{
+    activation,
     bootstrap::Door,
     handle::ProposeError,
     node::Node,
@@ -359,6 +360,20 @@ impl Peer for Service {
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         let node = self.check(request.metadata())?;
         Ok(Response::new(node.status_reply()))
+    }
+
+    async fn readiness(
+        &self,
+        request: Request<v1::ReadinessRequest>,
+    ) -> Result<Response<v1::ReadinessReply>, Status> {
+        let node = self.check(request.metadata())?;
+        let v1::ReadinessRequest { version, wait_ms } = request.into_inner();
+        let said = node.readiness.of(version, activation::wait(wait_ms)).await;
+        let ready = matches!(said, Some(Ok(())));
+        Ok(Response::new(v1::ReadinessReply {
+            ready,
+            refused: said.and_then(Result::err).unwrap_or_default(),
+        }))
     }
 }
 

@@ -27,9 +27,9 @@ pub enum Command {
         /// Which one.
         id: Arc<str>,
     },
-    /// Makes a new version of the gateway document.
+    /// Stages a new version of the gateway document.
     PutDocument(NewDocument),
-    /// Makes a new version with the content of an old one.
+    /// Stages a new version with the content of an old one.
     RollbackDocument {
         /// The version to take the content from.
         to: u64,
@@ -42,6 +42,27 @@ pub enum Command {
     },
     /// Gives a node its id, which is never used again. The same incarnation gets the same id.
     AdmitNode(NewNode),
+    /// Every live node can run the staged document: it is the current one from here on.
+    ActivateDocument {
+        /// The staged version.
+        version: u64,
+    },
+    /// A live node cannot run the staged document: it is dropped.
+    RefuseDocument {
+        /// The staged version.
+        version: u64,
+        /// Which node cannot, and why.
+        reason: String,
+    },
+    /// Carried out once, however often it is proposed with this key: again, it answers what it answered then.
+    Once {
+        /// Who repeats it gives the same key again.
+        key: Arc<str>,
+        /// Of what was asked; the same key for something else is refused.
+        fingerprint: [u8; 16],
+        /// What is asked; never a `Once` itself.
+        command: Box<Command>,
+    },
 }
 
 /// An instance was heard from.
@@ -122,7 +143,7 @@ pub enum Outcome {
     Documented {
         /// Its version.
         version: u64,
-        /// False if it equals what was current: then no version was made.
+        /// False if what was proposed equals what was current: then no version was made.
         changed: bool,
     },
     /// The node's id.
@@ -132,6 +153,11 @@ pub enum Outcome {
     },
     /// Nothing changed.
     Refused(Refusal),
+    /// The document waits for the nodes to say whether they can run it.
+    Staged {
+        /// Its version.
+        version: u64,
+    },
 }
 
 /// Why a [`Command`] changed nothing.
@@ -173,4 +199,19 @@ pub enum Refusal {
         /// How many there may be.
         max: u64,
     },
+    /// One document at a time.
+    #[error("version {version} of the document is just being put into force: try again")]
+    Staging {
+        /// The one that is staged.
+        version: u64,
+    },
+    /// It was activated or refused already.
+    #[error("version {version} is not waiting to be put into force")]
+    NotStaged {
+        /// Which version.
+        version: u64,
+    },
+    /// The key belongs to another request.
+    #[error("the idempotency key was used for another request: give every request a key of its own")]
+    KeyReused,
 }

@@ -9,16 +9,19 @@ mod clock;
 mod command;
 mod config;
 mod members;
+mod once;
 mod registry;
 
 use std::sync::Arc;
 
 pub use clock::{ELAPSED_MS_MAX, LogClock, TICK_PERIOD};
 pub use command::{Command, Heartbeat, NewDocument, NewNode, Outcome, Refusal, Registration};
-pub use config::{Documents, HISTORY, Version};
+pub use config::{Documents, Fate, HISTORY, Version};
 pub use members::Members;
 pub use registry::{EXPIRY_GRACE_MS, Instance, Registry};
 use serde::{Deserialize, Serialize};
+
+use self::once::Answers;
 
 /// A node's id: at least 1, given once, never used again.
 pub type NodeId = u64;
@@ -32,6 +35,7 @@ pub struct State {
     registry: Registry,
     documents: Documents,
     members: Members,
+    answers: Answers,
 }
 
 /// Something a reader can see changed, at `index`.
@@ -61,6 +65,10 @@ pub enum ChangeKind {
     Expired(Arc<Instance>),
     /// The document's current version.
     Document(u64),
+    /// A version waits for the nodes to say whether they can run it.
+    Staged(u64),
+    /// A version that was staged never runs.
+    Refused(u64),
     /// Everything may have changed: a snapshot was installed.
     Reset,
 }
@@ -83,9 +91,9 @@ impl State {
                     self.registry.renew(heartbeat, heard_ms);
                 }
                 for instance in self.registry.expire(now_ms) {
-                    self.index += 1;
-                    changes.push(Change { index: self.index, kind: ChangeKind::Expired(instance) });
+                    self.change(ChangeKind::Expired(instance), changes);
                 }
+                self.answers.forget(now_ms);
                 Outcome::Ticked
             }
             Command::Register(registration) => {
@@ -93,31 +101,45 @@ impl State {
                     Ok(registered) => registered,
                     Err(refusal) => return Outcome::Refused(refusal),
                 };
-                self.index += 1;
                 let expires_in_ms = (now.ttl_ms > 0).then_some(now.ttl_ms);
                 let created = was.is_none();
                 let kind = match was {
                     None => ChangeKind::Registered(now.clone()),
                     Some(was) => ChangeKind::Updated { was, now: now.clone() },
                 };
-                changes.push(Change { index: self.index, kind });
+                self.change(kind, changes);
                 Outcome::Registered { instance: now, created, expires_in_ms }
             }
             Command::Deregister { id } => match self.registry.remove(&id) {
                 None => Outcome::Refused(Refusal::UnknownInstance { id }),
                 Some(instance) => {
-                    self.index += 1;
-                    changes.push(Change { index: self.index, kind: ChangeKind::Deregistered(instance) });
+                    self.change(ChangeKind::Deregistered(instance), changes);
                     Outcome::Deregistered { index: self.index }
                 }
             },
             Command::PutDocument(document) => {
-                let documented = self.documents.put(document);
-                self.documented(documented, changes)
+                let staged = self.documents.stage(document);
+                self.staged(staged, changes)
             }
             Command::RollbackDocument { to, expected, by, at_ms } => {
-                let documented = self.documents.rollback(to, expected, by, at_ms);
-                self.documented(documented, changes)
+                let staged = self.documents.stage_old(to, expected, by, at_ms);
+                self.staged(staged, changes)
+            }
+            Command::ActivateDocument { version } => {
+                let activated = self.documents.activate(version);
+                self.decided(activated, version, ChangeKind::Document(version), changes)
+            }
+            Command::RefuseDocument { version, reason } => {
+                let refused = self.documents.refuse(version, reason);
+                self.decided(refused, version, ChangeKind::Refused(version), changes)
+            }
+            Command::Once { key, fingerprint, command } => {
+                if let Some(known) = self.answers.get(&key, fingerprint) {
+                    return known;
+                }
+                let outcome = self.apply(*command, since_tick_ms, changes);
+                self.answers.keep(key, fingerprint, &outcome, self.clock.at(since_tick_ms));
+                outcome
             }
             Command::AdmitNode(node) => match self.members.admit(node) {
                 Ok(node) => Outcome::Admitted { node },
@@ -126,17 +148,36 @@ impl State {
         }
     }
 
-    fn documented(&mut self, result: Result<(u64, bool), Refusal>, changes: &mut Vec<Change>) -> Outcome {
+    fn staged(&mut self, result: Result<(u64, bool), Refusal>, changes: &mut Vec<Change>) -> Outcome {
         match result {
             Err(refusal) => Outcome::Refused(refusal),
-            Ok((version, changed)) => {
-                if changed {
-                    self.index += 1;
-                    changes.push(Change { index: self.index, kind: ChangeKind::Document(version) });
-                }
-                Outcome::Documented { version, changed }
+            Ok((version, false)) => Outcome::Documented { version, changed: false },
+            Ok((version, true)) => {
+                self.change(ChangeKind::Staged(version), changes);
+                Outcome::Staged { version }
             }
         }
+    }
+
+    fn decided(
+        &mut self,
+        result: Result<(), Refusal>,
+        version: u64,
+        kind: ChangeKind,
+        changes: &mut Vec<Change>,
+    ) -> Outcome {
+        match result {
+            Err(refusal) => Outcome::Refused(refusal),
+            Ok(()) => {
+                self.change(kind, changes);
+                Outcome::Documented { version, changed: true }
+            }
+        }
+    }
+
+    fn change(&mut self, kind: ChangeKind, changes: &mut Vec<Change>) {
+        self.index += 1;
+        changes.push(Change { index: self.index, kind });
     }
 
     /// The index of the last change.
@@ -300,22 +341,38 @@ mod tests {
         assert_eq!(tick(&mut state, 2000, vec![]), [""; 0], "the old life's end is forgotten");
     }
 
+    /// Stages a document and puts it into force.
+    fn activate(state: &mut State, content: &str, expected: Option<u64>) -> Outcome {
+        match state.apply(put(content, expected), 0, &mut Vec::new()) {
+            Outcome::Staged { version } => {
+                state.apply(Command::ActivateDocument { version }, 0, &mut Vec::new())
+            }
+            other => other,
+        }
+    }
+
     #[test]
     fn the_newest_64_versions_are_kept() {
-        let mut state = state((1..=70).map(|version| put(&format!("document {version}"), None)));
+        let mut state = State::default();
+        for version in 1..=70 {
+            activate(&mut state, &format!("document {version}"), None);
+        }
         let versions: Vec<_> = state.documents().iter().map(|document| document.version).collect();
         assert_eq!(versions, (7..=70).collect::<Vec<_>>());
         let rollback = |to| Command::RollbackDocument { to, expected: None, by: String::new(), at_ms: 0 };
         let refused = Refusal::UnknownVersion { version: 6, oldest: 7, newest: 70 };
         assert_eq!(state.apply(rollback(6), 0, &mut Vec::new()), Outcome::Refused(refused));
         let outcome = state.apply(rollback(7), 0, &mut Vec::new());
-        assert_eq!(outcome, Outcome::Documented { version: 71, changed: true });
+        assert_eq!(outcome, Outcome::Staged { version: 71 });
+        state.apply(Command::ActivateDocument { version: 71 }, 0, &mut Vec::new());
         assert_eq!(&*state.documents().current().unwrap().content, "document 7");
     }
 
     #[test]
     fn a_document_is_compared_with_the_version_its_author_knew() {
-        let mut state = state([put("one", Some(0)), put("two", Some(1))]);
+        let mut state = State::default();
+        activate(&mut state, "one", Some(0));
+        activate(&mut state, "two", Some(1));
         let refused = |expected| Outcome::Refused(Refusal::StaleDocument { current: 2, expected });
         assert_eq!(state.apply(put("three", Some(1)), 0, &mut Vec::new()), refused(1));
         assert_eq!(state.apply(put("two", Some(0)), 0, &mut Vec::new()), refused(0));
@@ -324,7 +381,52 @@ mod tests {
         assert_eq!(state.apply(put("two", Some(2)), 0, &mut changes), unchanged);
         assert_eq!(changes, []);
         let changed = Outcome::Documented { version: 3, changed: true };
-        assert_eq!(state.apply(put("three", Some(2)), 0, &mut Vec::new()), changed);
+        assert_eq!(activate(&mut state, "three", Some(2)), changed);
+    }
+
+    #[test]
+    fn a_staged_document_runs_once_it_is_activated_and_never_if_it_is_refused() {
+        let mut state = state([put("one", None)]);
+        assert_eq!(state.documents().current_version(), 0);
+        assert_eq!(state.documents().fate(1), Fate::Staged);
+        let mut apply = |command| state.apply(command, 0, &mut Vec::new());
+        assert_eq!(apply(put("two", None)), Outcome::Refused(Refusal::Staging { version: 1 }));
+        let reason = "n2: the port is in use".to_owned();
+        let refuse = |version| Command::RefuseDocument { version, reason: reason.clone() };
+        assert_eq!(apply(refuse(2)), Outcome::Refused(Refusal::NotStaged { version: 2 }));
+        assert_eq!(apply(refuse(1)), Outcome::Documented { version: 1, changed: true });
+        let activate = |version| Command::ActivateDocument { version };
+        assert_eq!(apply(activate(1)), Outcome::Refused(Refusal::NotStaged { version: 1 }));
+        assert_eq!(apply(put("two", Some(0))), Outcome::Staged { version: 2 }, "a number is given once");
+        assert_eq!(apply(activate(2)), Outcome::Documented { version: 2, changed: true });
+        assert_eq!(state.documents().fate(1), Fate::Refused { reason });
+        assert_eq!(state.documents().fate(2), Fate::Activated);
+        assert_eq!(state.documents().current_version(), 2);
+    }
+
+    #[test]
+    fn what_was_asked_with_a_key_is_done_once_and_answered_alike() {
+        let once = |key: &str, print: u8, command| Command::Once {
+            key: key.into(),
+            fingerprint: [print; 16],
+            command: Box::new(command),
+        };
+        let mut state = State::default();
+        let first = state.apply(once("k", 1, register("a", 1500)), 0, &mut Vec::new());
+        tick(&mut state, 1000, vec![beat("a", 1, 0)]);
+        let mut changes = Vec::new();
+        assert_eq!(state.apply(once("k", 1, register("a", 1500)), 0, &mut changes), first);
+        assert_eq!(changes, []);
+        let reused = state.apply(once("k", 2, register("b", 0)), 0, &mut changes);
+        assert_eq!(reused, Outcome::Refused(Refusal::KeyReused));
+        assert_eq!(state.registry().len(), 1);
+        state.apply(Command::Deregister { id: "a".into() }, 0, &mut Vec::new());
+        assert_eq!(
+            state.apply(once("k", 1, register("a", 1500)), 0, &mut changes),
+            first,
+            "it is not undone"
+        );
+        assert!(state.registry().is_empty());
     }
 
     #[test]

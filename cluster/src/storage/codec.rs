@@ -10,8 +10,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::state::{Command, NodeId};
 
-/// The format of all that is written; a reader accepts this one and older ones.
-pub const FORMAT: u8 = 1;
+/// The format of all that is written; a reader accepts this one and older ones down to [`OLDEST`].
+pub const FORMAT: u8 = 2;
+
+/// The oldest format that is read. What is older was never released.
+pub const OLDEST: u8 = 2;
 
 /// What cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +22,14 @@ pub enum CodecError {
     /// Written by a newer build.
     #[error("format {found} is newer than this build's {FORMAT}: run the newer build")]
     Newer {
+        /// The format found.
+        found: u8,
+    },
+    /// Written by a build that is too old.
+    #[error(
+        "format {found} is older than {OLDEST}, the oldest that this build reads: start with an empty data folder"
+    )]
+    Older {
         /// The format found.
         found: u8,
     },
@@ -117,6 +128,7 @@ pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T
     match bytes.split_first() {
         None => Err(malformed("it is empty".to_owned())),
         Some((&found, _)) if found > FORMAT => Err(CodecError::Newer { found }),
+        Some((&found, _)) if found < OLDEST => Err(CodecError::Older { found }),
         Some((_, rest)) => match postcard::take_from_bytes(rest) {
             Ok((value, [])) => Ok(value),
             Ok((_, left)) => Err(malformed(format!("{} bytes are left over", left.len()))),

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use gogate_cluster::{
     state::{
-        Change, ChangeKind, Command, HISTORY, Heartbeat, NewDocument, NewNode, NodeId, Outcome, Registration,
-        State,
+        Change, ChangeKind, Command, Fate, HISTORY, Heartbeat, NewDocument, NewNode, NodeId, Outcome,
+        Refusal, Registration, State,
     },
     storage::codec::{decode, encode},
 };
@@ -47,6 +47,16 @@ enum Event {
     Rollback {
         to: u64,
     },
+    /// The nodes have said whether they can run what is staged; or what was, if `late`.
+    Decide {
+        ready: bool,
+        late: bool,
+    },
+    /// A registration that is sent again under its key.
+    Repeat {
+        key: u8,
+        id: u8,
+    },
     Admit {
         incarnation: u64,
         id: Option<NodeId>,
@@ -65,6 +75,8 @@ fn event() -> impl Strategy<Value = Event> {
         4 => (0..6u8, any::<bool>()).prop_map(|(id, stale)| Event::Beat { id, stale }),
         2 => (option::of(0..80u64), 0..3u8).prop_map(|(expected, content)| Event::Put { expected, content }),
         1 => (0..80u64).prop_map(|to| Event::Rollback { to }),
+        3 => (any::<bool>(), prop::bool::weighted(0.1)).prop_map(|(ready, late)| Event::Decide { ready, late }),
+        2 => (0..8u8, 0..2u8).prop_map(|(key, id)| Event::Repeat { key, id }),
         1 => (0..5u64, option::of(0..4u64)).prop_map(|(incarnation, id)| Event::Admit { incarnation, id }),
     ]
 }
@@ -90,7 +102,13 @@ struct World {
     epochs: BTreeMap<u8, Vec<u64>>,
     admitted: BTreeMap<NodeId, u64>,
     index: u64,
+    /// The document's current version, those that are kept, the staged one, and the last number given.
     version: u64,
+    versions: Vec<u64>,
+    staged: Option<u64>,
+    last_version: u64,
+    /// What was answered under a key, and for which instance.
+    answers: BTreeMap<u8, (u8, Outcome)>,
 }
 
 fn id(number: u8) -> Arc<str> {
@@ -152,6 +170,26 @@ impl World {
             Event::Rollback { to } => {
                 Command::RollbackDocument { to, expected: None, by: "a test".to_owned(), at_ms: self.now_ms }
             }
+            Event::Decide { ready, late } => {
+                let version = if late { self.version } else { self.staged.unwrap_or(0) };
+                match ready {
+                    true => Command::ActivateDocument { version },
+                    false => Command::RefuseDocument { version, reason: "n1: a test".to_owned() },
+                }
+            }
+            Event::Repeat { key, id: number } => Command::Once {
+                key: format!("k{key}").into(),
+                fingerprint: [number; 16],
+                command: Box::new(Command::Register(Registration {
+                    id: format!("kept{number}").into(),
+                    name: "kept".into(),
+                    address: "10.0.0.1:80".to_owned(),
+                    ttl_ms: 0,
+                    weight: 1,
+                    metadata: BTreeMap::new(),
+                    tags: Vec::new(),
+                })),
+            },
             Event::Admit { incarnation, id } => {
                 Command::AdmitNode(NewNode { name: format!("n{incarnation}"), incarnation, id })
             }
@@ -183,19 +221,38 @@ impl World {
                 assert!(self.lives.remove(id).is_some());
             }
             (Event::Deregister { id }, Outcome::Refused(_)) => assert!(!self.lives.contains_key(id)),
-            (Event::Put { expected, .. }, Outcome::Documented { version, changed }) => {
+            (Event::Put { .. } | Event::Rollback { .. }, Outcome::Refused(Refusal::Staging { version })) => {
+                assert_eq!(self.staged, Some(*version));
+            }
+            (Event::Put { expected, .. }, Outcome::Staged { version }) => {
                 assert!(expected.is_none_or(|expected| expected == self.version));
-                assert_eq!(*version, self.version + u64::from(*changed), "versions count up by one");
-                self.version = *version;
+                self.stage(*version);
+            }
+            (Event::Put { .. } | Event::Rollback { .. }, Outcome::Documented { version, changed }) => {
+                assert_eq!((*version, *changed), (self.version, false));
             }
             (Event::Put { expected, .. }, Outcome::Refused(_)) => assert_ne!(*expected, Some(self.version)),
-            (Event::Rollback { .. }, Outcome::Documented { version, changed }) => {
-                assert_eq!(*version, self.version + u64::from(*changed));
-                self.version = *version;
-            }
+            (Event::Rollback { .. }, Outcome::Staged { version }) => self.stage(*version),
             (Event::Rollback { to }, Outcome::Refused(_)) => {
-                assert!(*to == 0 || *to > self.version || *to + HISTORY as u64 <= self.version);
+                let kept = self.versions.iter().rev().take(HISTORY);
+                assert!(!kept.copied().any(|version| version == *to));
             }
+            (Event::Decide { ready, .. }, Outcome::Documented { version, changed: true }) => {
+                assert_eq!(self.staged.take(), Some(*version));
+                if *ready {
+                    self.version = *version;
+                    self.versions.push(*version);
+                }
+            }
+            (Event::Decide { late, .. }, Outcome::Refused(_)) => assert!(*late || self.staged.is_none()),
+            (Event::Repeat { key, id }, outcome) => match self.answers.get(key) {
+                Some((of, answer)) if of == id => assert_eq!(outcome, answer, "it is answered alike"),
+                Some(_) => assert_eq!(*outcome, Outcome::Refused(Refusal::KeyReused)),
+                None => {
+                    assert_eq!(changes.len(), 1, "it is done the first time");
+                    self.answers.insert(*key, (*id, outcome.clone()));
+                }
+            },
             (Event::Admit { incarnation, .. }, Outcome::Admitted { node }) => {
                 assert_eq!(
                     *self.admitted.entry(*node).or_insert(*incarnation),
@@ -209,6 +266,11 @@ impl World {
             }
             (event, outcome) => panic!("{event:?} made {outcome:?}"),
         }
+    }
+
+    fn stage(&mut self, version: u64) {
+        assert_eq!((self.staged, version), (None, self.last_version + 1), "numbers count up by one");
+        (self.staged, self.last_version) = (Some(version), version);
     }
 
     fn judge_tick(&mut self, changes: &[Change]) {
@@ -232,11 +294,10 @@ impl World {
 // === invariants ===
 
 fn invariant_the_lives_are_those_of_the_world(state: &State, world: &World) {
-    let lives: Vec<_> =
-        state.registry().iter().map(|instance| (instance.id.clone(), instance.epoch)).collect();
+    let living = state.registry().iter().filter(|instance| &*instance.name != "kept");
+    let lives: Vec<_> = living.map(|instance| (instance.id.clone(), instance.epoch)).collect();
     let expected: Vec<_> = world.lives.iter().map(|(number, life)| (id(*number), life.epoch)).collect();
     assert_eq!(lives, expected);
-    assert_eq!(state.registry().len(), expected.len());
 }
 
 fn invariant_the_indexes_tell_of_the_same_instances(state: &State) {
@@ -268,10 +329,21 @@ fn invariant_the_clock_never_goes_back(state: &State, world: &mut World) {
     }
 }
 
-fn invariant_versions_count_up(state: &State, world: &World) {
-    let versions: Vec<_> = state.documents().iter().map(|document| document.version).collect();
-    let oldest = (world.version + 1).saturating_sub(HISTORY as u64).max(1);
-    assert_eq!(versions, (oldest..=world.version).collect::<Vec<_>>());
+fn invariant_what_was_activated_is_kept_and_nothing_else_runs(state: &State, world: &World) {
+    let documents = state.documents();
+    let versions: Vec<_> = documents.iter().map(|document| document.version).collect();
+    assert_eq!(versions, world.versions[world.versions.len().saturating_sub(HISTORY)..]);
+    assert_eq!(documents.current_version(), world.version);
+    assert_eq!(documents.staged().map(|staged| staged.version), world.staged);
+    for version in world.last_version.saturating_sub(3)..=world.last_version {
+        let expected = match version {
+            0 => Fate::Unknown,
+            _ if world.staged == Some(version) => Fate::Staged,
+            _ if world.versions.contains(&version) => Fate::Activated,
+            _ => Fate::Refused { reason: "n1: a test".to_owned() },
+        };
+        assert_eq!(documents.fate(version), expected);
+    }
 }
 
 // === properties ===
@@ -298,7 +370,7 @@ impl Run {
         invariant_the_lives_are_those_of_the_world(&self.state, &self.world);
         invariant_the_indexes_tell_of_the_same_instances(&self.state);
         invariant_the_clock_never_goes_back(&self.state, &mut self.world);
-        invariant_versions_count_up(&self.state, &self.world);
+        invariant_what_was_activated_is_kept_and_nothing_else_runs(&self.state, &self.world);
     }
 }
 

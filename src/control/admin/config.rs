@@ -2,16 +2,16 @@
 //!
 //! Invariants: what is proposed was validated here, so a document with problems costs the cluster nothing;
 //! the answer to a change tells what every node runs, and a node that does not answer is not waited for.
-//! Neighbours: `config::check` judges, `publish` on every node reports.
+//! Neighbours: `config::check` judges, the leader activates, `publish` on every node reports.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use gogate_cluster::{
     COMMAND_BYTES_MAX, MemberReport,
-    state::{Command, HISTORY, NewDocument, Outcome, Refusal, Version},
+    state::{Command, Fate, HISTORY, NewDocument, Outcome, Refusal, Version},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -21,6 +21,7 @@ use super::{
     Context,
     answer::{Answer, Fields, Query, json, left, read_body},
     error::ApiError,
+    once::Once,
     services::unexpected,
 };
 use crate::{
@@ -34,16 +35,10 @@ const BODY_MAX: usize = config::TEXT_BYTES_MAX;
 const _: () = assert!(BODY_MAX + (64 << 10) < COMMAND_BYTES_MAX, "a valid document can be proposed");
 
 /// Between two looks at what the nodes run.
-const POLL: Duration = Duration::from_millis(25);
+const POLL: Duration = Duration::from_millis(10);
 
 /// How long a node may take to say what it runs before it counts as unreachable.
 const REPORT_TIMEOUT: Duration = Duration::from_millis(1000);
-
-/// How long a refusal of a version that was current before is not believed: nodes try again once a second.
-const REFUSED_BEFORE: Duration = Duration::from_millis(1500);
-
-/// What restoring the version before may take, beyond the call's deadline too: it undoes what the call did.
-const RESTORE_TIMEOUT: Duration = Duration::from_secs(1);
 
 const VERSION: HeaderName = HeaderName::from_static("x-gogate-version");
 
@@ -119,14 +114,14 @@ pub(super) async fn get(context: &Context, query: Option<&str>) -> Result<Answer
 pub(super) async fn put(
     context: &Context,
     peer: SocketAddr,
-    headers: &HeaderMap,
-    query: Option<&str>,
+    head: &Parts,
     body: Incoming,
 ) -> Result<Answer, ApiError> {
-    let query = Query::new(query, &["dry_run"])?;
+    let query = Query::new(head.uri.query(), &["dry_run"])?;
     let deadline = query.deadline()?;
-    let expected = expected(headers)?;
+    let expected = expected(&head.headers)?;
     let body = read_body(body, BODY_MAX, deadline).await?;
+    let once = Once::of(head, &body)?;
     let content: Arc<str> = config::text(&body).map_err(|problem| ApiError::Invalid(vec![problem]))?.into();
     let judged = content.clone();
     let document = match tokio::task::spawn_blocking(move || compile::check(&judged)).await {
@@ -155,21 +150,22 @@ pub(super) async fn put(
     context.published.will_run(content.clone(), document);
     let by = format!("{} at {}", peer.ip(), context.node);
     let command = Command::PutDocument(NewDocument { expected, content, by, at_ms: wall_clock_ms() });
-    apply(context, command, deadline).await
+    apply(context, Once::command(once, command), deadline).await
 }
 
 /// `POST /v1/config/rollback`
 pub(super) async fn rollback(
     context: &Context,
     peer: SocketAddr,
-    headers: &HeaderMap,
-    query: Option<&str>,
+    head: &Parts,
     body: Incoming,
 ) -> Result<Answer, ApiError> {
-    let query = Query::new(query, &[])?;
+    let query = Query::new(head.uri.query(), &[])?;
     let deadline = query.deadline()?;
-    let expected = expected(headers)?;
-    let mut fields = Fields::new(&read_body(body, 4096, deadline).await?, &["version"])?;
+    let expected = expected(&head.headers)?;
+    let body = read_body(body, 4096, deadline).await?;
+    let once = Once::of(head, &body)?;
+    let mut fields = Fields::new(&body, &["version"])?;
     let to = fields.number("version");
     if to.is_none() {
         fields.wrong("version", "is not the number of a version".into(), "");
@@ -177,7 +173,8 @@ pub(super) async fn rollback(
     fields.checked()?;
     let to = to.unwrap_or_default();
     let by = format!("{} at {}, rollback to {to}", peer.ip(), context.node);
-    apply(context, Command::RollbackDocument { to, expected, by, at_ms: wall_clock_ms() }, deadline).await
+    let command = Command::RollbackDocument { to, expected, by, at_ms: wall_clock_ms() };
+    apply(context, Once::command(once, command), deadline).await
 }
 
 /// `GET /v1/config/versions`
@@ -199,7 +196,7 @@ pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Ans
     context.consistent(&query).await?;
     let version = wait.unwrap_or_else(|| context.cluster.read(|state| state.documents().current_version()));
     let nodes = match wait {
-        Some(_) => settled(context, version, deadline, Duration::ZERO).await,
+        Some(_) => settled(context, version, deadline).await,
         None => look(context, version, left(deadline)).await,
     };
     if wait.is_some() && nodes.iter().any(|(_, running)| running.is_open()) {
@@ -211,73 +208,69 @@ pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Ans
     Ok(json(StatusCode::OK, &StatusJson { version, nodes }))
 }
 
-/// Proposes, then waits until every live node runs the new version. If one says that it cannot, the version
-/// before is made current again, so that what runs and what a restart finds stay the same (P7).
+/// Proposes, then waits until it is activated and every live node runs it, or until it is refused because one
+/// cannot (P7).
 async fn apply(context: &Context, command: Command, deadline: Instant) -> Result<Answer, ApiError> {
-    let (version, changed) = match context.cluster.propose(command, left(deadline)).await? {
-        Outcome::Documented { version, changed } => (version, changed),
-        outcome => return Err(unexpected(outcome)),
-    };
-    // What was refused before is tried again by itself: give that the time to happen.
-    let patience = if changed { Duration::ZERO } else { REFUSED_BEFORE };
-    let nodes = settled(context, version, deadline, patience).await;
-    let failed = nodes.iter().find_map(|(name, running)| match running {
-        Running::Failed(_, reason) => Some(format!("version {version} was refused by {name}: {reason}")),
-        Running::Active | Running::Pending(_) | Running::Unreachable | Running::Unheard => None,
-    });
-    if let Some(refused) = failed {
-        let then =
-            if changed { restore(context, version, deadline).await } else { "it stays current".into() };
-        let detail = format!("{refused}; {then}: correct the document and apply it again");
-        return Err(ApiError::Conflict { detail, nodes: in_words(nodes) });
+    let (version, staged) = stage(context, command, deadline).await?;
+    if staged {
+        match context.cluster.fate(version, left(deadline)).await {
+            Fate::Activated => {}
+            Fate::Refused { reason } => {
+                let detail = format!(
+                    "version {version} was refused by {reason}; what ran goes on everywhere: correct it and apply it again"
+                );
+                let current = context.cluster.read(|state| state.documents().current_version());
+                let nodes = look(context, current, left(deadline)).await;
+                let goes_on = |running: Running| match running {
+                    Running::Active => format!("runs version {current}"),
+                    other => other.text(),
+                };
+                let nodes = nodes.into_iter().map(|(name, running)| (name, goes_on(running))).collect();
+                return Err(ApiError::Conflict { detail, nodes });
+            }
+            Fate::Staged | Fate::Unknown => {
+                let detail = format!(
+                    "version {version} is written, but the nodes have not all said yet whether they can run it; see GET /v1/config/status?wait={version}"
+                );
+                let nodes = in_words(look(context, version, left(deadline)).await);
+                return Err(ApiError::NotYet { detail, version, nodes });
+            }
+        }
     }
+    let nodes = settled(context, version, deadline).await;
     if nodes.iter().any(|(_, running)| running.is_open()) {
         let detail = format!(
-            "version {version} is written, but not every node runs it yet; see GET /v1/config/status?wait={version}"
+            "version {version} is current, but not every node runs it yet; see GET /v1/config/status?wait={version}"
         );
         return Err(ApiError::NotYet { detail, version, nodes: in_words(nodes) });
     }
     let nodes = in_words(nodes);
-    let mut answer = json(StatusCode::OK, &Applied { version, dry_run: None, changed, nodes });
+    let mut answer = json(StatusCode::OK, &Applied { version, dry_run: None, changed: staged, nodes });
     tag(answer.headers_mut(), version);
     Ok(answer)
 }
 
-/// Makes the version before `version` current again, unless something else is by now; says what became of it.
-async fn restore(context: &Context, version: u64, deadline: Instant) -> String {
-    let to = version - 1;
-    if to == 0 {
-        return "there is no version before it, so it stays current".into();
-    }
-    let by = format!("{}, which restores version {to}", context.node);
-    let command = Command::RollbackDocument { to, expected: Some(version), by, at_ms: wall_clock_ms() };
-    match context.cluster.propose(command, left(deadline).max(RESTORE_TIMEOUT)).await {
-        Ok(Outcome::Documented { version, .. }) => {
-            format!("version {version} restores version {to}'s content")
+/// Proposes a document once no other one is being put into force. Its number, and whether it is staged; else it is
+/// what is current.
+async fn stage(context: &Context, command: Command, deadline: Instant) -> Result<(u64, bool), ApiError> {
+    loop {
+        match context.cluster.propose(command.clone(), left(deadline)).await? {
+            Outcome::Staged { version } => return Ok((version, true)),
+            Outcome::Documented { version, .. } => return Ok((version, false)),
+            Outcome::Refused(Refusal::Staging { version }) if Instant::now() < deadline => {
+                context.cluster.fate(version, left(deadline)).await;
+            }
+            outcome => return Err(unexpected(outcome)),
         }
-        Ok(Outcome::Refused(Refusal::StaleDocument { current, .. })) => {
-            format!("version {current} has taken its place meanwhile")
-        }
-        Ok(outcome) => format!("it stays current, as version {to} cannot be restored ({outcome:?})"),
-        Err(error) => format!("whether it stays current or version {to} is restored is not known ({error})"),
     }
 }
 
-/// What each node makes of `version`: once a node cannot run it (and could not for `patience`), once none that
-/// answers is still on its way to it, or at the deadline.
-async fn settled(
-    context: &Context,
-    version: u64,
-    deadline: Instant,
-    patience: Duration,
-) -> Vec<(String, Running)> {
-    let patient_until = Instant::now() + patience;
+/// What each node makes of `version`: once none that answers is still on its way to it, or at the deadline.
+async fn settled(context: &Context, version: u64, deadline: Instant) -> Vec<(String, Running)> {
     loop {
         let nodes = look(context, version, left(deadline)).await;
-        let failed = nodes.iter().any(|(_, running)| matches!(running, Running::Failed(..)));
         let open = nodes.iter().any(|(_, running)| running.is_open());
-        let wait = if failed { Instant::now() < patient_until } else { open };
-        if !wait || left(deadline) <= POLL {
+        if !open || left(deadline) <= POLL {
             return nodes;
         }
         tokio::time::sleep(POLL).await;

@@ -39,7 +39,7 @@ pub enum ApiError {
         /// What it takes, as `Allow` says it.
         allow: &'static str,
     },
-    /// A node cannot run what was asked for.
+    /// A node cannot run what was asked for, or something else is under way.
     #[error("{detail}")]
     Conflict {
         /// Which node, and why.
@@ -116,7 +116,7 @@ impl ApiError {
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported media type", "media-type"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not found", "not-found"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed", "method"),
-            Self::Conflict { .. } => (StatusCode::CONFLICT, "a node cannot run it", "conflict"),
+            Self::Conflict { .. } => (StatusCode::CONFLICT, "conflict", "conflict"),
             Self::NotYet { .. } => (StatusCode::GATEWAY_TIMEOUT, "not running everywhere yet", "not-yet"),
             Self::Stale { .. } => (StatusCode::PRECONDITION_FAILED, "stale version", "stale"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body too large", "too-large"),
@@ -180,8 +180,10 @@ impl From<Refusal> for ApiError {
             Refusal::UnknownInstance { .. } | Refusal::UnknownVersion { .. } => Self::NotFound(detail),
             Refusal::StaleDocument { current, .. } => Self::Stale { current, detail },
             Refusal::RegistryFull { .. } => Self::Unavailable(detail),
-            // Node ids are never proposed through this API.
-            Refusal::UsedNode { .. } => Self::Malformed(detail),
+            Refusal::Staging { .. } => Self::Conflict { detail, nodes: BTreeMap::new() },
+            Refusal::KeyReused => Self::Invalid(vec![Problem::general(detail, None)]),
+            // Neither is proposed through this API.
+            Refusal::UsedNode { .. } | Refusal::NotStaged { .. } => Self::Malformed(detail),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use gogate_cluster::state::{Command, Instance, Outcome, Registration, Registry};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderValue, Response, StatusCode, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -16,6 +16,7 @@ use super::{
     Context,
     answer::{Answer, Fields, INDEX, Query, json, left, read_body},
     error::ApiError,
+    once::Once,
 };
 use crate::{
     config::{check_name, parse_duration, problem::shown, reach},
@@ -67,14 +68,12 @@ struct HeartbeatJson {
 }
 
 /// `POST /v1/services`
-pub(super) async fn register(
-    context: &Context,
-    query: Option<&str>,
-    body: Incoming,
-) -> Result<Answer, ApiError> {
-    let deadline = Query::new(query, &[])?.deadline()?;
-    let registration = registration(&read_body(body, BODY_MAX, deadline).await?)?;
-    match context.cluster.propose(Command::Register(registration), left(deadline)).await? {
+pub(super) async fn register(context: &Context, head: &Parts, body: Incoming) -> Result<Answer, ApiError> {
+    let deadline = Query::new(head.uri.query(), &[])?.deadline()?;
+    let body = read_body(body, BODY_MAX, deadline).await?;
+    let once = Once::of(head, &body)?;
+    let command = Command::Register(registration(&body, once.as_ref())?);
+    match context.cluster.propose(Once::command(once, command), left(deadline)).await? {
         Outcome::Registered { instance, created, expires_in_ms } => {
             let status = if created { StatusCode::CREATED } else { StatusCode::OK };
             let index = instance.epoch;
@@ -133,9 +132,10 @@ pub(super) async fn get(context: &Context, id: &str, query: Option<&str>) -> Res
 }
 
 /// `DELETE /v1/services/{id}`
-pub(super) async fn deregister(context: &Context, id: &str, query: Option<&str>) -> Result<Answer, ApiError> {
-    let timeout = Query::new(query, &[])?.timeout()?;
-    match context.cluster.propose(Command::Deregister { id: id.into() }, timeout).await? {
+pub(super) async fn deregister(context: &Context, id: &str, head: &Parts) -> Result<Answer, ApiError> {
+    let timeout = Query::new(head.uri.query(), &[])?.timeout()?;
+    let command = Once::command(Once::of(head, &[])?, Command::Deregister { id: id.into() });
+    match context.cluster.propose(command, timeout).await? {
         Outcome::Deregistered { index } => {
             let mut answer = Response::new(Full::new(Bytes::new()));
             *answer.status_mut() = StatusCode::NO_CONTENT;
@@ -185,7 +185,7 @@ pub(super) fn unexpected(outcome: Outcome) -> ApiError {
 }
 
 /// The instance to be that `body` asks for, or everything that is wrong with it.
-fn registration(body: &[u8]) -> Result<Registration, ApiError> {
+fn registration(body: &[u8], once: Option<&Once>) -> Result<Registration, ApiError> {
     let mut fields = Fields::new(body, &["id", "name", "address", "ttl", "weight", "metadata", "tags"])?;
     let id = fields.text("id");
     let name = fields.needed("name");
@@ -236,7 +236,9 @@ fn registration(body: &[u8]) -> Result<Registration, ApiError> {
     let (Some(name), Some(address), Some(weight), Some(ttl)) = (name, address, weight, ttl) else {
         return Err(ApiError::Malformed("the body is not an instance".into()));
     };
-    let id = id.unwrap_or_else(|| format!("{name}-{:016x}", rand::random::<u64>()));
+    // With a key, the same call makes the same instance at whichever node it is repeated.
+    let id =
+        id.unwrap_or_else(|| format!("{name}-{:016x}", once.map_or_else(rand::random::<u64>, Once::number)));
     let ttl_ms = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX);
     Ok(Registration { id: id.into(), name: name.into(), address, ttl_ms, weight, metadata, tags })
 }
@@ -286,7 +288,7 @@ mod tests {
 
     #[track_caller]
     fn problems_of(body: &str) -> Vec<String> {
-        match registration(body.as_bytes()) {
+        match registration(body.as_bytes(), None) {
             Ok(_) => Vec::new(),
             Err(ApiError::Invalid(problems)) => problems.into_iter().map(|problem| problem.path).collect(),
             Err(other) => panic!("{other}"),
@@ -295,7 +297,7 @@ mod tests {
 
     #[test]
     fn an_instance_needs_a_name_and_an_address_only() {
-        let registration = registration(br#"{"name":"api","address":"10.0.0.1:80"}"#).unwrap();
+        let registration = registration(br#"{"name":"api","address":"10.0.0.1:80"}"#, None).unwrap();
         assert_eq!((registration.ttl_ms, registration.weight), (30_000, 1));
         assert!(registration.id.starts_with("api-"));
     }
