@@ -153,7 +153,7 @@ impl Cli {
                 return check::run(&file, &mut std::io::stdout())
                     .map_err(|error| CliError::Failed(format!("the answer cannot be written: {error}")));
             }
-            Command::Config(config) => block_on(config.run(&client()?, output))?,
+            Command::Config(config) => block_on(config.run(&client()?, output, &environment))?,
             Command::Service(service) => block_on(service.run(&client()?, output))?,
             Command::Cluster(cluster) => block_on(cluster.run(&client()?, output))?,
             Command::Version => println!("gogate {}", crate::node::BUILD),

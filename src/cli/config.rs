@@ -1,16 +1,17 @@
 //! `gogate config`: read and change the gateway document.
 
-use std::path::PathBuf;
+use std::{io::Write, path::PathBuf, process::Command};
 
 use clap::Subcommand;
 use http::{Method, header};
 use serde_json::{Value, json};
 
 use super::{
-    CliError, Format,
+    CliError, Environment, Format,
     client::{Call, Client},
     output::{Table, cell, print, show},
 };
+use crate::config;
 
 #[derive(Subcommand)]
 pub(super) enum Config {
@@ -31,6 +32,15 @@ pub(super) enum Config {
         #[arg(long, value_name = "N")]
         if_version: Option<u64>,
     },
+    /// What changed between two versions
+    Diff {
+        /// The old one: a version, or a file [default: the one before B]
+        a: Option<String>,
+        /// The new one: a version, or a file [default: the current one]
+        b: Option<String>,
+    },
+    /// Change the current version in $VISUAL or $EDITOR, and apply it if nobody else did meanwhile
+    Edit,
     /// The versions that are kept
     Log,
     /// What each node runs
@@ -45,7 +55,12 @@ pub(super) enum Config {
 // === impl Config ===
 
 impl Config {
-    pub(super) async fn run(self, client: &Client, output: Format) -> Result<(), CliError> {
+    pub(super) async fn run(
+        self,
+        client: &Client,
+        output: Format,
+        environment: &Environment,
+    ) -> Result<(), CliError> {
         match self {
             Self::Get { version } => {
                 let path =
@@ -56,6 +71,8 @@ impl Config {
             Self::Apply { file, dry_run, if_version } => {
                 apply(client, output, file, dry_run, if_version).await
             }
+            Self::Diff { a, b } => diff(client, a, b).await,
+            Self::Edit => edit(client, output, environment).await,
             Self::Log => {
                 let value = client.call(&Call::get("/v1/config/versions")).await?.json()?;
                 show(output, &value, || {
@@ -109,6 +126,74 @@ async fn apply(
     call.body = content.into();
     let value = client.call(&call).await?.json()?;
     applied(output, &value)
+}
+
+/// Two versions are compared by the node, a file with a version here.
+async fn diff(client: &Client, a: Option<String>, b: Option<String>) -> Result<(), CliError> {
+    let is_version = |side: &Option<String>| side.as_ref().is_none_or(|text| text.parse::<u64>().is_ok());
+    if is_version(&a) && is_version(&b) {
+        let parts = [("from", &a), ("to", &b)];
+        let query = parts.map(|(name, side)| side.as_ref().map(|version| format!("{name}={version}")));
+        let query: Vec<String> = query.into_iter().flatten().collect();
+        let reply = client.call(&Call::get(format!("/v1/config/diff?{}", query.join("&")))).await?;
+        return print(&String::from_utf8_lossy(&reply.body));
+    }
+    // A file alone is what is to follow the current version.
+    let (old, new) = if a.is_some() && b.is_none() { (None, a) } else { (a, b) };
+    let (old, new) = (side(client, old).await?, side(client, new).await?);
+    print(&config::diff(&old.0, &old.1, &new.0, &new.1))
+}
+
+/// The name and the text of a version, or of a file.
+async fn side(client: &Client, named: Option<String>) -> Result<(String, String), CliError> {
+    let path = match &named {
+        None => "/v1/config".to_owned(),
+        Some(version) if version.parse::<u64>().is_ok() => format!("/v1/config?version={version}"),
+        Some(file) => {
+            let text =
+                config::read(file.as_ref()).map_err(|problem| CliError::Failed(problem.in_file(file)))?;
+            return Ok((file.clone(), text));
+        }
+    };
+    let reply = client.call(&Call::get(path)).await?;
+    let name = named.map_or_else(|| "current version".to_owned(), |version| format!("version {version}"));
+    Ok((name, String::from_utf8_lossy(&reply.body).into_owned()))
+}
+
+/// The document goes through a file of its own; what cannot be applied stays there.
+async fn edit(client: &Client, output: Format, environment: &Environment) -> Result<(), CliError> {
+    let failed = |what: &str, error: std::io::Error| CliError::Failed(format!("{what}: {error}"));
+    let versions = client.call(&Call::get("/v1/config/versions")).await?.json()?;
+    let newest = versions.get(0).and_then(|version| version["version"].as_u64());
+    let version = newest.ok_or_else(|| CliError::Failed("there is no document yet: apply one".into()))?;
+    let reply = client.call(&Call::get(format!("/v1/config?version={version}"))).await?;
+    let mut file = tempfile::Builder::new()
+        .prefix("gogate-")
+        .suffix(".yaml")
+        .tempfile()
+        .map_err(|error| failed("no file to edit can be made", error))?;
+    file.write_all(&reply.body).map_err(|error| failed("the file to edit cannot be written", error))?;
+    let editor = ["VISUAL", "EDITOR"].into_iter().find_map(|name| environment.get(name));
+    let editor = editor.map_or("vi", String::as_str);
+    let path = file.path().to_owned();
+    // By a shell, as other programs do it: `EDITOR="code --wait"`.
+    let status = Command::new("sh")
+        .args(["-c", &format!("{editor} \"$1\""), "sh"])
+        .arg(&path)
+        .status()
+        .map_err(|error| failed(&format!("`{editor}` cannot be started"), error))?;
+    if !status.success() {
+        return Err(CliError::Failed(format!("`{editor}` ended with {status}; nothing was changed")));
+    }
+    let edited = std::fs::read(&path).map_err(|error| failed("the edited file cannot be read", error))?;
+    if edited == reply.body {
+        return print("nothing was edited, nothing was changed\n");
+    }
+    let result = apply(client, output, path.clone(), false, Some(version)).await;
+    if result.is_err() && file.keep().is_ok() {
+        eprintln!("what you wrote is kept: gogate config apply {} --if-version {version}", path.display());
+    }
+    result
 }
 
 fn applied(output: Format, value: &Value) -> Result<(), CliError> {

@@ -13,13 +13,17 @@ pub mod password;
 pub mod problem;
 
 mod address;
+mod diff;
 mod field;
 mod given;
+mod merge;
 pub mod path_regex;
 mod yaml;
 
 pub use address::{Refusal, reach};
+pub use diff::diff;
 pub use field::{check_name, parse_duration, parse_size};
+pub use merge::merge;
 pub use problem::Problem;
 pub use yaml::{TEXT_BYTES_MAX, read, text};
 

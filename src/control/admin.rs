@@ -213,10 +213,12 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
         },
         ["v1", "config"] => match head.method {
             Method::PUT => config::put(context, peer, &head, body).await,
+            Method::PATCH => config::patch(context, peer, &head, body).await,
             _ if get => config::get(context, query).await,
-            _ => method("GET, HEAD, PUT"),
+            _ => method("GET, HEAD, PATCH, PUT"),
         },
         ["v1", "config", "versions"] if get => config::versions(context, query).await,
+        ["v1", "config", "diff"] if get => config::diff(context, query).await,
         ["v1", "config", "status"] if get => config::status(context, query).await,
         ["v1", "config", "rollback"] => match head.method {
             Method::POST => config::rollback(context, peer, &head, body).await,
@@ -228,7 +230,7 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
         ["metrics"] if get => health::metrics(context).await,
         ["backends"] if get => Ok(health::backends(context)),
         [""] if get => Ok(text(StatusCode::OK, health::index(context))),
-        ["v1", "config", "versions" | "status"]
+        ["v1", "config", "versions" | "diff" | "status"]
         | ["v1", "cluster"]
         | ["livez" | "readyz" | "health" | "backends" | "metrics" | ""] => method("GET, HEAD"),
         _ => Err(unknown_path(path)),

@@ -160,3 +160,37 @@ fn the_throw_away_cluster_stands_serves_and_ends() {
     let left = Command::new("pgrep").arg("-f").arg(dir.path()).output();
     assert!(left.is_err() || left.unwrap().stdout.is_empty(), "processes were left");
 }
+
+#[test]
+fn a_document_is_compared_and_edited_by_command() {
+    let (cluster, dir) = (TestCluster::start(1), tempfile::tempdir().unwrap());
+    let admin = cluster.admins();
+    cluster.apply(0, "routes: [{ name: a, match: { path: /a }, respond: { status: 200 } }]\n");
+    cluster.apply(0, "routes: [{ name: b, match: { path: /b }, respond: { status: 200 } }]\n");
+    let (code, told, said) = at(&admin, &["config", "diff"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(told.contains("--- version 1") && told.contains("\n+routes: [{ name: b"), "{told}");
+    let file = dir.path().join("next.yaml");
+    std::fs::write(&file, "routes: []\n").unwrap();
+    let (_, told, said) = at(&admin, &["config", "diff", file.to_str().unwrap()]);
+    assert!(told.contains("--- current version") && told.ends_with("+routes: []\n"), "{told}{said}");
+    assert_eq!(at(&admin, &["config", "diff", "1", "9"]).0, Some(1), "there is no version 9");
+
+    let edit = |editor: &str| {
+        run(gogate().args(["--admin", &admin, "config", "edit"]).env("EDITOR", editor).env_remove("VISUAL"))
+    };
+    let (code, told, _) = edit("true");
+    assert_eq!((code, told.as_str()), (Some(0), "nothing was edited, nothing was changed\n"));
+    let (code, told, said) = edit("sed -i s,/b,/c,");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(told.contains("version 3 runs"), "{told}");
+    assert_eq!(get(cluster.web(0), "/c").unwrap().status, 200);
+    assert_eq!(edit("false").0, Some(1));
+    let (code, _, said) = edit("sed -i s,respond,respand,");
+    assert_eq!(code, Some(1));
+    let kept = said.lines().find_map(|line| line.strip_prefix("what you wrote is kept: ")).expect(&said);
+    assert!(kept.ends_with("--if-version 3"), "{kept}");
+    let kept = kept.split(' ').nth(3).unwrap();
+    assert!(std::fs::read_to_string(kept).unwrap().contains("respand"));
+    std::fs::remove_file(kept).unwrap();
+}

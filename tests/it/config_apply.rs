@@ -273,3 +273,46 @@ fn documents_that_come_at_once_take_effect_one_after_the_other() {
     });
     assert_eq!(versions, (1..=6).collect::<Vec<_>>());
 }
+
+#[test]
+fn a_patch_changes_what_it_names_and_nothing_else() {
+    let (cluster, service) = (TestCluster::start(3), TestService::start("echo"));
+    let admin = cluster.admin(1);
+    cluster.apply(0, &document("/one", service.address));
+    let patch =
+        |body: &str, headers: &[(&str, &str)]| call(admin, "PATCH", "/v1/config", headers, body).unwrap();
+    let more = r#"{"services":{"echo":{"balance":"random"}},"routes":[{"name":"r","match":{"path":"/two"},"service":"echo"}]}"#;
+    let answer = patch(more, &[("content-type", "application/merge-patch+json")]);
+    assert_eq!((answer.status, &answer.json()["version"]), (200, &2.into()), "{}", answer.text());
+    assert_eq!(get(cluster.web(2), "/two").unwrap().text(), "echo", "the endpoint and the listener are kept");
+    assert_eq!(get(cluster.web(2), "/one").unwrap().status, 404);
+    assert_eq!(patch(more, &[]).json()["changed"], false, "the same again is no version");
+
+    assert_eq!(patch(r#"{"routes":null}"#, &[("if-match", "\"1\"")]).status, 412);
+    assert_eq!(patch("{", &[]).status, 400);
+    let wrong = patch(r#"{"services":{"echo":{"balance":"fair"}}}"#, &[]);
+    assert_eq!((wrong.status, &wrong.json()["problems"][0]["path"]), (422, &"services.echo.balance".into()));
+    let difference = get(admin, "/v1/config/diff?from=1&to=2").unwrap();
+    assert!(difference.text().contains("+      \"balance\": \"random\""), "{}", difference.text());
+    let removed = patch(r#"{"routes":null}"#, &[("if-match", "\"2\"")]);
+    assert_eq!((removed.status, &removed.json()["version"]), (200, &3.into()), "{}", removed.text());
+    assert_eq!(get(cluster.web(0), "/two").unwrap().status, 404);
+}
+
+#[test]
+fn patches_that_meet_are_all_in_the_end() {
+    let cluster = TestCluster::start(3);
+    cluster.apply(0, "routes: []\n");
+    std::thread::scope(|scope| {
+        for number in 0..6_usize {
+            let admin = cluster.admin(number % 3);
+            scope.spawn(move || {
+                let body = format!(r#"{{"services":{{"s{number}":{{}}}}}}"#);
+                let answer = call(admin, "PATCH", "/v1/config", &[], &body).unwrap();
+                assert_eq!(answer.status, 200, "{}", answer.text());
+            });
+        }
+    });
+    let services = &get(cluster.admin(0), "/v1/config").unwrap().json()["services"];
+    assert_eq!(services.as_object().unwrap().len(), 6, "{services}");
+}

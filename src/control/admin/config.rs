@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::{
     Context,
-    answer::{Answer, Fields, Query, json, left, read_body},
+    answer::{Answer, Fields, Query, json, left, read_body, text},
     error::ApiError,
     once::Once,
     services::unexpected,
@@ -96,9 +96,7 @@ pub(super) async fn get(context: &Context, query: Option<&str>) -> Result<Answer
         None => state.documents().current().cloned(),
     });
     let document = found.ok_or_else(|| match wanted {
-        Some(version) => {
-            ApiError::NotFound(format!("version {version} is not among the {HISTORY} that are kept"))
-        }
+        Some(version) => not_kept(version),
         None => ApiError::NotFound("there is no gateway document yet: apply one".into()),
     })?;
     let json = document.content.trim_start().starts_with('{');
@@ -121,25 +119,37 @@ pub(super) async fn put(
     let deadline = query.deadline()?;
     let expected = expected(&head.headers)?;
     let body = read_body(body, BODY_MAX, deadline).await?;
-    let once = Once::of(head, &body)?;
     let content: Arc<str> = config::text(&body).map_err(|problem| ApiError::Invalid(vec![problem]))?.into();
+    let new = New { content, expected, once: Once::of(head, &body)? };
+    put_document(context, peer, new, query.flag("dry_run")?, deadline).await
+}
+
+/// A document that shall become the current one.
+struct New {
+    content: Arc<str>,
+    expected: Option<u64>,
+    once: Option<Once>,
+}
+
+async fn put_document(
+    context: &Context,
+    peer: SocketAddr,
+    new: New,
+    dry_run: bool,
+    deadline: Instant,
+) -> Result<Answer, ApiError> {
+    let New { content, expected, once } = new;
     let judged = content.clone();
-    let document = match tokio::task::spawn_blocking(move || compile::check(&judged)).await {
-        Ok(checked) => checked.map_err(ApiError::Invalid)?,
-        Err(error) => {
-            let detail = format!("the document could not be checked: {error}; nothing was written");
-            return Err(ApiError::Unavailable(detail));
-        }
-    };
-    if query.flag("dry_run")? {
+    let checked = blocking("the document could not be checked", move || compile::check(&judged)).await?;
+    let document = checked.map_err(ApiError::Invalid)?;
+    if dry_run {
         context.cluster.linearizable(left(deadline)).await?;
         let (current, same) = context.cluster.read(|state| {
             let current = state.documents().current();
             (state.documents().current_version(), current.is_some_and(|current| current.content == content))
         });
         if let Some(expected) = expected.filter(|expected| *expected != current) {
-            let detail = format!("the current document is version {current}, not {expected}");
-            return Err(ApiError::Stale { current, detail });
+            return Err(Refusal::StaleDocument { current, expected }.into());
         }
         let nodes = BTreeMap::new();
         return Ok(json(
@@ -151,6 +161,80 @@ pub(super) async fn put(
     let by = format!("{} at {}", peer.ip(), context.node);
     let command = Command::PutDocument(NewDocument { expected, content, by, at_ms: wall_clock_ms() });
     apply(context, Once::command(once, command), deadline).await
+}
+
+/// Runs what takes long off the threads that answer calls.
+async fn blocking<T: Send + 'static>(
+    failed: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|error| ApiError::Unavailable(format!("{failed}: {error}; nothing was written")))
+}
+
+fn not_kept(version: u64) -> ApiError {
+    ApiError::NotFound(format!("version {version} is not among the {HISTORY} that are kept"))
+}
+
+/// `PATCH /v1/config`: a JSON merge patch (RFC 7396) on the current version. Without `If-Match` a change that came in
+/// between is merged with, too.
+pub(super) async fn patch(
+    context: &Context,
+    peer: SocketAddr,
+    head: &Parts,
+    body: Incoming,
+) -> Result<Answer, ApiError> {
+    let query = Query::new(head.uri.query(), &["dry_run"])?;
+    let deadline = query.deadline()?;
+    let given = expected(&head.headers)?;
+    let body = read_body(body, BODY_MAX, deadline).await?;
+    let patch: Arc<serde_json::Value> = serde_json::from_slice(&body)
+        .map(Arc::new)
+        .map_err(|error| ApiError::Malformed(format!("the body is not JSON: {error}")))?;
+    let mut once = Once::of(head, &body)?;
+    loop {
+        context.cluster.linearizable(left(deadline)).await?;
+        let current = context.cluster.read(|state| state.documents().current().cloned());
+        let version = current.as_ref().map_or(0, |current| current.version);
+        if let Some(expected) = given.filter(|expected| *expected != version) {
+            return Err(Refusal::StaleDocument { current: version, expected }.into());
+        }
+        let patch = patch.clone();
+        let merged = blocking("the patch could not be merged", move || {
+            config::merge(current.as_ref().map_or("", |current| &*current.content), &patch)
+        });
+        let merged = merged.await?.map_err(|problem| ApiError::Invalid(vec![problem]))?;
+        let new = New { content: merged.into(), expected: Some(version), once: once.take() };
+        let keyed = new.once.is_some();
+        match put_document(context, peer, new, query.flag("dry_run")?, deadline).await {
+            // With a key, what was answered first is what is answered again.
+            Err(ApiError::Stale { .. }) if given.is_none() && !keyed && Instant::now() < deadline => {}
+            answer => return answer,
+        }
+    }
+}
+
+/// `GET /v1/config/diff`
+pub(super) async fn diff(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
+    let query = Query::new(query, &["from", "to", "stale"])?;
+    let (from, to) = (query.number("from")?, query.number("to")?);
+    context.consistent(&query).await?;
+    let found = context.cluster.read(|state| {
+        let documents = state.documents();
+        let to = to.unwrap_or_else(|| documents.current_version());
+        // The one before, whose number is lower by more than one where versions were refused.
+        let before = documents.iter().rev().find(|kept| kept.version < to);
+        let from = from.or_else(|| before.map(|before| before.version));
+        let one = |version: u64| documents.get(version).cloned().ok_or(version);
+        Ok((from.map(one).transpose()?, one(to)?))
+    });
+    let (from, to) = found.map_err(not_kept)?;
+    let name = |version: &Version| format!("version {}\t{}", version.version, rfc3339(version.at_ms));
+    let told = blocking("the versions could not be compared", move || match &from {
+        Some(from) => config::diff(&name(from), &from.content, &name(&to), &to.content),
+        None => config::diff("/dev/null", "", &name(&to), &to.content),
+    });
+    Ok(text(StatusCode::OK, told.await?))
 }
 
 /// `POST /v1/config/rollback`

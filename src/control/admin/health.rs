@@ -227,8 +227,9 @@ pub(super) fn index(context: &Context) -> String {
          POST /v1/services                   register {{name, address, id?, ttl?, weight?, metadata?, tags?}}\n\
          GET, DELETE /v1/services/ID         one instance\n\
          PUT  /v1/services/ID/heartbeat      it is alive\n\
-         GET, PUT /v1/config                 the gateway document (If-Match, ?dry_run)\n\
+         GET, PUT, PATCH /v1/config          the gateway document (If-Match, ?dry_run)\n\
          GET  /v1/config/versions            its history\n\
+         GET  /v1/config/diff                what a version changed (?from=&to=)\n\
          GET  /v1/config/status?wait=N       what each node runs\n\
          POST /v1/config/rollback            {{version}}\n\
          GET  /livez /readyz?verbose /backends /metrics\n",
