@@ -11,6 +11,7 @@
 //! | cluster (its own tasks) | peers, proposals | the replicated state, its changes | `Cluster::shutdown`; by itself only when its core stops, and then the process ends |
 //! | publish | `Cluster::changes` | the proxy's table, this node's report | aborted after the drain; if it ends before, as do those below, the process ends |
 //! | heartbeats | beats taken by the admin API | the leader's next tick | aborted after the drain |
+//! | watches | `Cluster::changes` | the watchers at this node | aborted after the drain; open watches are told of the end |
 //! | reload | SIGHUP, the gateway file | proposals | aborted after the drain |
 //! | quorum | a linearizable read now and then | `caught_up`, log lines | aborted after the drain |
 //! | admin | its listener | calls of all of the above | told to stop after the drain; open calls get 2 s |
@@ -27,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use gogate_cluster::{Cluster, ClusterConfig, StartError, Timers};
+use gogate_cluster::{Cluster, ClusterConfig, StartError, Timers, state::State};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
@@ -43,6 +44,7 @@ use crate::{
         heartbeats::Heartbeats,
         publish::{Published, Publisher},
         reload::Reload,
+        watch::Watches,
     },
     proxy::{Proxy, ProxyConfig},
     telemetry::access_log::AccessLog,
@@ -182,6 +184,13 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     let publisher = Publisher::new(cluster.clone(), proxy.clone(), published.clone());
     let mut tasks = Tasks::default();
     tasks.spawn("publish", publisher.run(cluster.changes()));
+    // Its index is read once changes are heard: what is applied in between is heard twice and told once.
+    let changes = cluster.changes();
+    let watches = Arc::new(Watches::new(cluster.read(State::index)));
+    tasks.spawn("watches", {
+        let watches = watches.clone();
+        async move { watches.run(changes).await }
+    });
     tasks.spawn("quorum", watch_quorum(cluster.clone(), caught_up));
     tasks.spawn("heartbeats", {
         let (heartbeats, cluster) = (heartbeats.clone(), cluster.clone());
@@ -206,6 +215,7 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
         proxy: proxy.clone(),
         published,
         heartbeats,
+        watches: watches.clone(),
         caught_up: has_caught_up,
         build: BUILD,
     });
@@ -228,6 +238,7 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     if let Some(log) = access_log {
         log.close().await;
     }
+    watches.close();
     let _ = stop.send(true);
     let closing = async {
         if !admin.is_finished() {

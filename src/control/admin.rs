@@ -3,6 +3,10 @@
 //! Invariants: connections, heads, bodies and waits are bounded; a call costs no task of its own and is not
 //! logged; it runs on the control plane's runtime, never on a worker of the proxy. Neighbours: `router` here
 //! picks a handler in one of the files below, `error` alone makes refusals.
+//!
+//! Watchers and calls share the connections, and neither keeps the other out: there is room for more connections
+//! than the watchers that `control::watch` admits, and a watcher's connection is never taken for an idle one. It
+//! is closed when it takes nothing of what it is sent, signs of life at least, for [`STALL_TIMEOUT`].
 
 mod answer;
 mod cluster;
@@ -11,43 +15,56 @@ mod error;
 mod health;
 mod once;
 mod services;
+mod watch;
 
 use std::{
     collections::HashMap,
     convert::Infallible,
     future::Future,
     net::SocketAddr,
-    pin::pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, OnceLock},
+    task::Poll,
     time::Duration,
 };
 
+use bytes::Bytes;
 use gogate_cluster::Cluster;
 use http::{Method, Request, StatusCode, header, request::Parts};
+use http_body::Frame;
+use http_body_util::BodyExt;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Notify, watch},
+    sync::{Notify, watch::Receiver},
     task::{self, JoinSet},
     time::Instant,
 };
 use tracing::{debug, warn};
 
 use self::{
-    answer::{Answer, Query, decode, text},
+    answer::{Answer, Body, Query, decode, text},
     error::ApiError,
 };
-use super::{heartbeats::Heartbeats, publish::Published};
+use super::{heartbeats::Heartbeats, publish::Published, watch::Watches};
 use crate::proxy::Proxy;
 
 /// Connections at one time. When they are taken, a new one takes the place of the one that has been idle for
 /// longest, so that idle ones never keep a probe out; if all are at work, it waits for the first to end.
-const CONNECTIONS_MAX: usize = 4096;
+const CONNECTIONS_MAX: usize = 16_384;
 
 /// From one answer to the end of the next call's head, which bounds the sending of the answer too; connections
 /// that take longer are closed.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long a stream may take nothing of what it is sent, which is something at least once in a
+/// [`BEAT`](super::watch::BEAT).
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the kernel may hold for a client that does not read, and how long for one that does not acknowledge.
+const SEND_BUFFER: usize = 128 << 10;
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Bytes of a call's head.
 const HEAD_MAX: usize = 64 << 10;
@@ -72,8 +89,10 @@ pub struct Context {
     pub published: Arc<Published>,
     /// Where beats go.
     pub heartbeats: Arc<Heartbeats>,
+    /// Who watches at this node.
+    pub watches: Arc<Watches>,
     /// Whether this node has seen every write of the time before it started.
-    pub caught_up: watch::Receiver<bool>,
+    pub caught_up: Receiver<bool>,
     /// This node's build.
     pub build: &'static str,
 }
@@ -83,10 +102,27 @@ pub type Starting = Arc<OnceLock<Context>>;
 
 /// What is known of an open connection.
 struct Slot {
-    /// Whether a call is being worked on, and since when it is so.
-    state: Mutex<(bool, Instant)>,
+    /// What it does, and since when.
+    state: Mutex<(Phase, Instant)>,
     /// Its place is needed.
     close: Notify,
+}
+
+/// What a connection does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// It waits for a call, or is being sent a whole answer.
+    Idle,
+    /// A call is being worked on.
+    Call,
+    /// It is sent a stream, and took something of it since then.
+    Stream,
+}
+
+/// A stream that its connection is told of.
+struct Streamed {
+    body: Body,
+    slot: Arc<Slot>,
 }
 
 /// The open connections.
@@ -98,7 +134,7 @@ struct Connections {
 
 /// Serves until `stop` turns true, then lets open calls finish for a short while. Before there is a context
 /// every call but the probes is refused.
-pub async fn serve(listener: TcpListener, context: Starting, mut stop: watch::Receiver<bool>) {
+pub async fn serve(listener: TcpListener, context: Starting, mut stop: Receiver<bool>) {
     let mut connections = Connections::default();
     loop {
         let accepted = tokio::select! {
@@ -109,6 +145,9 @@ pub async fn serve(listener: TcpListener, context: Starting, mut stop: watch::Re
         match accepted {
             Ok((stream, peer)) => {
                 let _ = stream.set_nodelay(true);
+                let socket = socket2::SockRef::from(&stream);
+                let _ = socket.set_send_buffer_size(SEND_BUFFER);
+                let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
                 let slot = Arc::new(Slot::new());
                 let task = connection(stream, peer, context.clone(), stop.clone(), slot.clone());
                 connections.make_room().await;
@@ -130,14 +169,13 @@ async fn connection(
     stream: TcpStream,
     peer: SocketAddr,
     context: Starting,
-    mut stop: watch::Receiver<bool>,
+    mut stop: Receiver<bool>,
     slot: Arc<Slot>,
 ) {
     let service = service_fn(|request| async {
-        slot.turn(true);
+        slot.turn(Phase::Call);
         let answer = handle(&context, peer, request).await;
-        slot.turn(false);
-        Ok::<_, Infallible>(answer)
+        Ok::<_, Infallible>(slot.answered(answer))
     });
     let mut builder = http1::Builder::new();
     builder
@@ -225,6 +263,10 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
             _ => method("POST"),
         },
         ["v1", "cluster"] if get => cluster::status(context, query).await,
+        ["v1", "watch"] => match head.method {
+            Method::GET => watch::watch(context, &head.headers, query).await,
+            _ => method("GET"),
+        },
         ["livez"] if get => Ok(text(StatusCode::OK, "ok\n")),
         ["readyz" | "health"] if get => health::ready(context, query).await,
         ["metrics"] if get => health::metrics(context).await,
@@ -292,39 +334,84 @@ impl Connections {
 
 impl Slot {
     fn new() -> Self {
-        Self { state: Mutex::new((false, Instant::now())), close: Notify::new() }
+        Self { state: Mutex::new((Phase::Idle, Instant::now())), close: Notify::new() }
     }
 
-    fn state(&self) -> (bool, Instant) {
+    fn state(&self) -> (Phase, Instant) {
         *self.state.lock().expect("nothing panics under this lock")
     }
 
-    fn turn(&self, busy: bool) {
-        *self.state.lock().expect("nothing panics under this lock") = (busy, Instant::now());
+    fn turn(&self, phase: Phase) {
+        *self.state.lock().expect("nothing panics under this lock") = (phase, Instant::now());
+    }
+
+    /// Notes that `answer` is about to be sent.
+    fn answered(self: &Arc<Self>, answer: Answer) -> Answer {
+        answer.map(|body| match body {
+            Body::Whole(_) => {
+                self.turn(Phase::Idle);
+                body
+            }
+            Body::Stream(_) => {
+                self.turn(Phase::Stream);
+                Body::Stream(Streamed { body, slot: self.clone() }.boxed_unsync())
+            }
+        })
     }
 
     fn is_idle(&self) -> bool {
-        !self.state().0
+        self.state().0 == Phase::Idle
     }
 
     fn since(&self) -> Instant {
         self.state().1
     }
 
-    /// Returns when the connection has been idle for too long, or its place is needed while it is idle.
+    /// When the connection has to end unless something happens before.
+    fn end(&self) -> Option<Instant> {
+        match self.state() {
+            (Phase::Idle, since) => Some(since + HEAD_TIMEOUT),
+            (Phase::Stream, since) => Some(since + STALL_TIMEOUT),
+            (Phase::Call, _) => None,
+        }
+    }
+
+    /// Returns when the connection has been idle for too long, or its place is needed while it is idle, or its
+    /// client takes nothing of a stream.
     async fn over(&self) {
         loop {
-            let (busy, since) = self.state();
-            let end = if busy { Instant::now() } else { since } + HEAD_TIMEOUT;
+            let look_again = self.end().unwrap_or_else(|| Instant::now() + HEAD_TIMEOUT);
             tokio::select! {
-                () = tokio::time::sleep_until(end) => {}
+                () = tokio::time::sleep_until(look_again) => {}
                 () = self.close.notified() => if self.is_idle() { return },
             }
-            let (busy, since) = self.state();
-            if !busy && since.elapsed() >= HEAD_TIMEOUT {
+            if self.end().is_some_and(|end| end <= Instant::now()) {
                 return;
             }
         }
+    }
+}
+
+// === impl Streamed ===
+
+impl http_body::Body for Streamed {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        let Self { body, slot } = self.get_mut();
+        // It is asked for more only when there is room: the client takes what it is sent.
+        slot.turn(Phase::Stream);
+        Pin::new(body).poll_frame(context)
+    }
+}
+
+impl Drop for Streamed {
+    fn drop(&mut self) {
+        self.slot.turn(Phase::Idle);
     }
 }
 
@@ -345,4 +432,32 @@ impl Context {
 /// Runs `call` with what is left of `timeout` once it is known that it has to wait.
 async fn within<T>(timeout: Duration, call: impl Future<Output = T>) -> Option<T> {
     tokio::time::timeout(timeout, call).await.ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use http_body::Body as _;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_is_not_idle_and_ends_when_its_client_takes_nothing() {
+        let slot = Arc::new(Slot::new());
+        let frames = futures_util::stream::pending::<Result<Frame<Bytes>, Infallible>>();
+        let body = Body::Stream(http_body_util::StreamBody::new(frames).boxed_unsync());
+        let mut answer = slot.answered(http::Response::new(body));
+        slot.close.notify_one();
+        let mut over = pin!(slot.over());
+        for _ in 0..10 {
+            tokio::time::advance(STALL_TIMEOUT / 2).await;
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(Pin::new(answer.body_mut()).poll_frame(&mut context).is_pending());
+            assert!(over.as_mut().now_or_never().is_none(), "it takes what it is sent");
+        }
+        tokio::time::advance(STALL_TIMEOUT + Duration::from_secs(1)).await;
+        assert!(over.as_mut().now_or_never().is_some());
+        drop(answer);
+        assert!(slot.is_idle());
+    }
 }

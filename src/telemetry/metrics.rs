@@ -50,6 +50,10 @@ pub const CONFIG_VERSION: &str = "gogate_config_version";
 pub const REGISTRY_INSTANCES: &str = "gogate_registry_instances";
 /// Instances that expired.
 pub const REGISTRY_EXPIRATIONS_TOTAL: &str = "gogate_registry_expirations_total";
+/// Watchers at this node.
+pub const WATCHERS: &str = "gogate_watchers";
+/// Watchers that were cut because they were too slow.
+pub const WATCHERS_CUT_TOTAL: &str = "gogate_watchers_cut_total";
 /// What this node may spend of a budget, per second; by budget.
 pub const BUDGET_LEASE_RATE: &str = "gogate_budget_lease_rate";
 /// The Raft term.

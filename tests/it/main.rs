@@ -28,4 +28,5 @@ mod three_nodes;
 mod tidy;
 mod upgrade;
 mod upstream;
+mod watch;
 mod wire;

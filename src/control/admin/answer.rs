@@ -3,11 +3,19 @@
 //! Invariants: a body is never longer than its bound; a query parameter that a call does not know is refused,
 //! so that `?dryrun` never applies anything. Neighbours: every handler.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited, combinators::UnsyncBoxBody};
 use hyper::body::Incoming;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -17,7 +25,15 @@ use super::error::ApiError;
 use crate::config::{Problem, parse_duration, problem::shown};
 
 /// What the server sends.
-pub(super) type Answer = Response<Full<Bytes>>;
+pub(super) type Answer = Response<Body>;
+
+/// The body of an answer.
+pub(super) enum Body {
+    /// It is all there.
+    Whole(Full<Bytes>),
+    /// It comes piece by piece, for as long as it takes.
+    Stream(UnsyncBoxBody<Bytes, Infallible>),
+}
 
 /// How long a call may take unless it says so itself.
 pub(super) const TIMEOUT_DEFAULT: Duration = Duration::from_secs(5);
@@ -30,6 +46,43 @@ const UNKNOWN_MAX: usize = 20;
 
 /// The index of the last change that an answer knows of.
 pub(super) const INDEX: HeaderName = HeaderName::from_static("x-gogate-index");
+
+// === impl Body ===
+
+impl From<Full<Bytes>> for Body {
+    fn from(body: Full<Bytes>) -> Self {
+        Self::Whole(body)
+    }
+}
+
+impl http_body::Body for Body {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(body) => Pin::new(body).poll_frame(context),
+            Self::Stream(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(body) => body.is_end_stream(),
+            Self::Stream(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(body) => body.size_hint(),
+            Self::Stream(body) => body.size_hint(),
+        }
+    }
+}
 
 /// The query of a call.
 pub(super) struct Query<'a>(&'a str);
@@ -66,6 +119,11 @@ impl<'a> Query<'a> {
             .ok_or_else(|| ApiError::Malformed(format!("query parameter `{name}` is badly encoded")))
     }
 
+    /// The text `name`; an empty one is none.
+    pub(super) fn text(&self, name: &str) -> Result<Option<Cow<'a, str>>, ApiError> {
+        Ok(self.get(name)?.filter(|text| !text.is_empty()))
+    }
+
     /// Whether `name` is set: present, and not `false` or `0`.
     pub(super) fn flag(&self, name: &str) -> Result<bool, ApiError> {
         match self.get(name)?.as_deref() {
@@ -87,6 +145,20 @@ impl<'a> Query<'a> {
     /// Until when the call may take, all of it.
     pub(super) fn deadline(&self) -> Result<Instant, ApiError> {
         Ok(Instant::now() + self.timeout()?)
+    }
+
+    /// The duration `name`, at most `max`.
+    pub(super) fn duration(&self, name: &str, max: Duration) -> Result<Option<Duration>, ApiError> {
+        let Some(value) = self.get(name)? else { return Ok(None) };
+        let duration = parse_duration(&value).ok().filter(|duration| *duration <= max);
+        let seconds = max.as_secs();
+        let wrong = || {
+            ApiError::Malformed(format!(
+                "`{name}` is a duration of at most {seconds}s, not `{}`",
+                shown(&value)
+            ))
+        };
+        duration.ok_or_else(wrong).map(Some)
     }
 
     /// How long the call may take.
@@ -241,15 +313,14 @@ fn kind(value: &Value) -> &'static str {
     }
 }
 
-/// The bytes of a JSON body.
-pub(super) fn body_of(value: &impl Serialize) -> Full<Bytes> {
-    let bytes = serde_json::to_vec(value).expect("the API's own types have string keys and no failing impl");
-    Full::new(Bytes::from(bytes))
+/// JSON in one line.
+pub(super) fn json_bytes(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("the API's own types have string keys and no failing impl")
 }
 
 /// An answer in JSON.
 pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
-    let mut answer = Response::new(body_of(value));
+    let mut answer = Response::new(Full::new(json_bytes(value).into()).into());
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     answer
@@ -257,7 +328,7 @@ pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Answer {
 
 /// An answer in plain text.
 pub(super) fn text(status: StatusCode, text: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(text.into()));
+    let mut answer = Response::new(Full::new(text.into()).into());
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     answer

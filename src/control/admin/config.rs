@@ -100,7 +100,7 @@ pub(super) async fn get(context: &Context, query: Option<&str>) -> Result<Answer
         None => ApiError::NotFound("there is no gateway document yet: apply one".into()),
     })?;
     let json = document.content.trim_start().starts_with('{');
-    let mut answer = Response::new(Full::new(Bytes::copy_from_slice(document.content.as_bytes())));
+    let mut answer = Response::new(Full::new(Bytes::copy_from_slice(document.content.as_bytes())).into());
     let headers = answer.headers_mut();
     let kind = if json { "application/json" } else { "application/yaml" };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));

@@ -10,10 +10,11 @@ use gogate_cluster::{
     state::{NodeId, Refusal},
 };
 use http::{HeaderValue, Response, StatusCode, header};
+use http_body_util::Full;
 use serde::Serialize;
 
-use super::answer::{Answer, body_of};
-use crate::config::problem::Problem;
+use super::answer::{Answer, json_bytes};
+use crate::{config::problem::Problem, control::watch::Refused};
 
 /// Why a call was not done.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -77,6 +78,11 @@ pub enum ApiError {
     /// Nothing was written, or nothing can be read, now.
     #[error("{0}")]
     Unavailable(String),
+    /// A watcher fell behind by more than this node keeps.
+    #[error(
+        "this watcher is too slow: what comes next is not kept any more; come back with the last event's id for a snapshot"
+    )]
+    TooSlow,
     /// It may have been done, or may yet be.
     #[error("{0}")]
     Unknown(String),
@@ -122,15 +128,16 @@ impl ApiError {
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body too large", "too-large"),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not valid", "invalid"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "not available now", "unavailable"),
+            Self::TooSlow => (StatusCode::GONE, "too slow", "too-slow"),
             Self::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, "outcome unknown", "unknown-outcome"),
         }
     }
 
-    /// The answer; `leader` is told where another node may help.
-    pub(super) fn answer(&self, leader: Option<NodeId>) -> Answer {
+    /// The problem in JSON; `leader` is told where another node may help.
+    pub(super) fn problem_json(&self, leader: Option<NodeId>) -> Vec<u8> {
         let (status, title, kind) = self.table();
         let helps = matches!(self, Self::Unavailable(_) | Self::Unknown(_));
-        let problem = ProblemJson {
+        json_bytes(&ProblemJson {
             r#type: format!("urn:gogate:problem:{kind}"),
             title,
             status: status.as_u16(),
@@ -143,8 +150,13 @@ impl ApiError {
                 _ => None,
             },
             problems: if let Self::Invalid(problems) = self { Some(problems) } else { None },
-        };
-        let mut answer = Response::new(body_of(&problem));
+        })
+    }
+
+    /// The answer; `leader` is told where another node may help.
+    pub(super) fn answer(&self, leader: Option<NodeId>) -> Answer {
+        let (status, ..) = self.table();
+        let mut answer = Response::new(Full::new(self.problem_json(leader).into()).into());
         *answer.status_mut() = status;
         let headers = answer.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -170,6 +182,12 @@ impl From<ProposeError> for ApiError {
 impl From<ReadError> for ApiError {
     fn from(error: ReadError) -> Self {
         Self::Unavailable(error.reason)
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        Self::Unavailable(refused.to_string())
     }
 }
 

@@ -153,6 +153,12 @@ fn control(context: &Context) -> Result<Vec<MetricFamily>, prometheus::Error> {
     )?;
     expirations.inc_by(context.published.expirations());
     registry.register(Box::new(expirations))?;
+    let watchers = u64::try_from(context.watches.watchers()).unwrap_or(u64::MAX);
+    gauge(metrics::WATCHERS, "Watchers at this node, waiting calls among them.", watchers)?;
+    let cut =
+        IntCounter::new(metrics::WATCHERS_CUT_TOTAL, "Watchers that were cut because they were too slow.")?;
+    cut.inc_by(context.watches.cut());
+    registry.register(Box::new(cut))?;
     let figures = context.cluster.figures();
     set(&gauges(metrics::BUILD_INFO, "1; the build is the label.", "version")?, context.build, 1);
     let mut families = registry.gather();
@@ -224,6 +230,8 @@ pub(super) fn index(context: &Context) -> String {
         "gogate {} node {}\n\n\
          GET  /v1/cluster                    who is in the cluster, who leads\n\
          GET  /v1/services?name=&tag=&stale  the registered instances\n\
+         GET  /v1/services?index=N&wait=30s  the same, once something newer than N happened\n\
+         GET  /v1/watch?name=&since=N        changes as server-sent events\n\
          POST /v1/services                   register {{name, address, id?, ttl?, weight?, metadata?, tags?}}\n\
          GET, DELETE /v1/services/ID         one instance\n\
          PUT  /v1/services/ID/heartbeat      it is alive\n\

@@ -1,12 +1,13 @@
 //! `/v1/services`: register, list, get, deregister, heartbeat.
 //!
 //! Invariants: what is proposed was checked and is bounded; a heartbeat costs no log entry and is answered
-//! from this node's own state. Neighbours: `heartbeats` carries the beats to the leader.
+//! from this node's own state; a call that waits for a change waits no longer than it said. Neighbours:
+//! `heartbeats` carries the beats to the leader, `control::watch` says when something changed.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use gogate_cluster::state::{Command, Instance, Outcome, Registration, Registry};
+use gogate_cluster::state::{Command, Instance, Outcome, Registration, Registry, State};
 use http::{HeaderValue, Response, StatusCode, request::Parts};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -20,7 +21,10 @@ use super::{
 };
 use crate::{
     config::{check_name, parse_duration, problem::shown, reach},
-    control::heartbeats::Taken,
+    control::{
+        heartbeats::Taken,
+        watch::{Event, Told, Watcher},
+    },
 };
 
 /// Bytes of a registration.
@@ -32,6 +36,12 @@ const TEXT_MAX: usize = 255;
 /// Tags of an instance, and entries of its metadata.
 const LABELS_MAX: usize = 64;
 
+/// How long a call waits for something newer than the index that it names, unless it says so itself.
+const WAIT_DEFAULT: Duration = Duration::from_secs(30);
+
+/// The longest that it may wait.
+const WAIT_MAX: Duration = Duration::from_secs(600);
+
 /// The life without a heartbeat unless it is given.
 const TTL_DEFAULT: Duration = Duration::from_secs(30);
 
@@ -41,8 +51,9 @@ const TTL_MAX: Duration = Duration::from_secs(24 * 3600);
 /// The shortest: below it, a beat a second would be too slow.
 const TTL_MIN: Duration = Duration::from_secs(1);
 
+/// An instance as answers and events show it.
 #[derive(Serialize)]
-struct InstanceJson<'a> {
+pub(super) struct InstanceJson<'a> {
     id: &'a str,
     name: &'a str,
     address: &'a str,
@@ -87,15 +98,23 @@ pub(super) async fn register(context: &Context, head: &Parts, body: Incoming) ->
 
 /// `GET /v1/services`
 pub(super) async fn list(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
-    let blocking = |pair: &str| pair.starts_with("index=") || pair.starts_with("wait=");
-    if query.is_some_and(|text| text.split('&').any(blocking)) {
-        return Err(ApiError::Malformed(
-            "blocking reads (`index`, `wait`) are not supported yet: ask again instead".into(),
-        ));
-    }
-    let query = Query::new(query, &["name", "tag", "stale"])?;
-    let (name, tag) = (query.get("name")?, query.get("tag")?);
+    let query = Query::new(query, &["name", "tag", "stale", "index", "wait"])?;
+    let (name, tag) = (query.text("name")?, query.text("tag")?);
+    let known = query.number("index")?;
+    let wait = query.duration("wait", WAIT_MAX)?.unwrap_or(WAIT_DEFAULT);
+    let stale = query.flag("stale")?;
+    // Before the state is looked at, so that no change comes in between.
+    let watcher = known.map(|_| context.watches.join(name.as_deref())).transpose()?;
     context.consistent(&query).await?;
+    let mut unchanged = None;
+    if let Some((known, watcher)) = known.zip(watcher) {
+        // An index that the leader has not given is another cluster's; one that this node may only not have
+        // heard of yet is waited for.
+        let foreign = !stale && known > context.cluster.read(State::index);
+        if !foreign && !newer(watcher, known, tag.as_deref(), wait).await {
+            unchanged = Some(known);
+        }
+    }
     let (index, instances) = context.cluster.read(|state| {
         let of = |registry: &Registry| -> Vec<Arc<Instance>> {
             match name.as_deref() {
@@ -114,8 +133,28 @@ pub(super) async fn list(context: &Context, query: Option<&str>) -> Result<Answe
         .map(|(expires_in_ms, instance)| InstanceJson::new(instance, *expires_in_ms, None))
         .collect();
     let mut answer = json(StatusCode::OK, &list);
+    // Nothing that was asked for has changed: the same index says so.
+    let index = unchanged.map_or(index, |known| known.min(index));
     answer.headers_mut().insert(INDEX, HeaderValue::from(index));
     Ok(answer)
+}
+
+/// Waits up to `wait` for something newer than `known`; also true when nobody can say that there was nothing.
+async fn newer(mut watcher: Watcher, known: u64, tag: Option<&str>, wait: Duration) -> bool {
+    if !watcher.resume(known) {
+        return true;
+    }
+    let concerns = |event: &Arc<Event>| tag.is_none_or(|tag| event.has_tag(tag));
+    let happened = async {
+        loop {
+            match watcher.next().await {
+                Told::Events(events) if events.iter().any(concerns) => return,
+                Told::Events(_) | Told::Beat(_) => {}
+                Told::Reset | Told::TooSlow | Told::Stopping => return,
+            }
+        }
+    };
+    tokio::time::timeout(wait, happened).await.is_ok()
 }
 
 /// `GET /v1/services/{id}`
@@ -137,7 +176,7 @@ pub(super) async fn deregister(context: &Context, id: &str, head: &Parts) -> Res
     let command = Once::command(Once::of(head, &[])?, Command::Deregister { id: id.into() });
     match context.cluster.propose(command, timeout).await? {
         Outcome::Deregistered { index } => {
-            let mut answer = Response::new(Full::new(Bytes::new()));
+            let mut answer = Response::new(Full::new(Bytes::new()).into());
             *answer.status_mut() = StatusCode::NO_CONTENT;
             answer.headers_mut().insert(INDEX, HeaderValue::from(index));
             Ok(answer)
@@ -254,7 +293,8 @@ fn check_text(fields: &mut Fields, path: &str, value: &str, may_be_empty: bool) 
 // === impl InstanceJson ===
 
 impl<'a> InstanceJson<'a> {
-    fn new(instance: &'a Instance, expires_in_ms: Option<u64>, index: Option<u64>) -> Self {
+    /// `expires_in_ms`: none for one that lives for ever. `index`: of the change that is told of.
+    pub(super) fn new(instance: &'a Instance, expires_in_ms: Option<u64>, index: Option<u64>) -> Self {
         let Instance { id, name, address, ttl_ms, weight, metadata, tags, epoch } = instance;
         Self {
             id,

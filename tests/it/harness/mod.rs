@@ -5,12 +5,14 @@
 
 mod client;
 mod cluster;
+mod events;
 mod service;
 
 use std::time::{Duration, Instant};
 
 pub use client::{Connection, call, get, json};
 pub use cluster::{Program, TestCluster, free_address, gogate, run};
+pub use events::{Event, Events};
 pub use service::TestService;
 
 /// Between two looks at a condition.
