@@ -2,12 +2,17 @@
 //!
 //! It links no crate of gogate's: a shared bug would pass its own check. Reading order: `scenario` (what a run
 //! does), `workload` and `client` (what is asked), `nemesis`, `processes` and `links` (what is done to the
-//! nodes), `history` (what is known), `checker` (what it means), `report` (what a person is told).
+//! nodes), `history` (what is known), `checker` (what it means), `report` (what a person is told). Beside that,
+//! `check` judges logs of other programs: `logs`, `model`, `linearizability`.
 
+mod check;
 mod checker;
 mod client;
 mod history;
+mod linearizability;
 mod links;
+mod logs;
+mod model;
 mod nemesis;
 mod processes;
 mod report;
@@ -16,7 +21,7 @@ mod workload;
 
 use std::{fs, io, path::PathBuf, process::ExitCode};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::{
     checker::Verdict,
@@ -28,7 +33,10 @@ use crate::{
 ///
 /// Exit code: 0 valid, 1 violated, 2 inconclusive (too little was tried, or the harness failed).
 #[derive(Debug, Parser)]
+#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// The gogate program
     #[arg(long, default_value = "target/release/gogate")]
     bin: PathBuf,
@@ -64,13 +72,22 @@ struct Arguments {
     check: Option<PathBuf>,
 }
 
+#[derive(Debug, Subcommand)]
+enum Command {
+    Check(check::Arguments),
+}
+
 fn main() -> ExitCode {
     if let Some(error) = processes::become_child() {
         eprintln!("jepsen-lite: cannot become a node: {error}");
         return ExitCode::from(127);
     }
     let arguments = Arguments::parse();
-    match run(&arguments) {
+    let verdict = match &arguments.command {
+        Some(Command::Check(arguments)) => Ok(check::run(arguments)),
+        None => run(&arguments),
+    };
+    match verdict {
         Ok(Verdict::Valid) => ExitCode::SUCCESS,
         Ok(Verdict::Violated) => ExitCode::from(1),
         Ok(Verdict::Inconclusive) => ExitCode::from(2),
