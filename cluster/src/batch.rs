@@ -68,6 +68,19 @@ const NOT_LEADER: &str = "this node is not the leader";
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Submission>,
+    pause: Arc<Pause>,
+}
+
+/// Between the batcher and whoever hands the leadership over.
+struct Pause {
+    wanted: watch::Sender<bool>,
+    /// Nothing that this node leads is on its way, and nothing will be.
+    quiet: watch::Sender<bool>,
+}
+
+/// While it lives, nothing new goes into this node's log by way of the batcher.
+pub(crate) struct Paused {
+    pause: Arc<Pause>,
 }
 
 /// Commands that are answered together.
@@ -98,6 +111,7 @@ pub(crate) struct Batcher {
     links: Links,
     commit: Arc<Durations>,
     queue: mpsc::Receiver<Submission>,
+    pause: Arc<Pause>,
     pending: VecDeque<Submission>,
     /// Each returns what has to be tried again.
     flights: JoinSet<Vec<Submission>>,
@@ -134,6 +148,14 @@ impl Proposer {
         timeout: Duration,
     ) -> Result<Vec<Outcome>, ProposeError> {
         self.submit(commands, Origin::LeaderOnly, timeout).await
+    }
+
+    /// Lets nothing more into the log of this node until the result is dropped: what comes meanwhile waits, and
+    /// goes to whoever leads then. One at a time.
+    pub(crate) fn pause(&self) -> Paused {
+        self.pause.quiet.send_replace(false);
+        self.pause.wanted.send_replace(true);
+        Paused { pause: self.pause.clone() }
     }
 
     async fn submit(&self, commands: Vec<Command>, origin: Origin, timeout: Duration) -> Answer {
@@ -183,6 +205,7 @@ fn weight(command: &Command) -> usize {
             Command::ActivateDocument { .. } => 0,
             Command::RefuseDocument { reason, .. } => reason.len(),
             Command::Once { key, command, .. } => key.len() + weight(command),
+            Command::RetireNode { .. } => 0,
         }
 }
 
@@ -199,6 +222,22 @@ fn unknown(waited: Duration) -> ProposeError {
     ProposeError::Unknown { waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX) }
 }
 
+// === impl Paused ===
+
+impl Paused {
+    /// Returns once all that had gone into the log is answered.
+    pub(crate) async fn quiet(&self) {
+        // The batcher's end of it lives as long as this one's.
+        let _ = self.pause.quiet.subscribe().wait_for(|quiet| *quiet).await;
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        self.pause.wanted.send_replace(false);
+    }
+}
+
 // === impl Submission ===
 
 impl Submission {
@@ -213,6 +252,7 @@ impl Submission {
 impl Batcher {
     pub(crate) fn new(core: Core, id: NodeId, links: Links, commit: Arc<Durations>) -> (Proposer, Self) {
         let (sender, queue) = mpsc::channel(QUEUE);
+        let pause = Arc::new(Pause { wanted: watch::Sender::new(false), quiet: watch::Sender::new(false) });
         let batcher = Self {
             roles: core.roles(),
             core,
@@ -220,19 +260,24 @@ impl Batcher {
             links,
             commit,
             queue,
+            pause: pause.clone(),
             pending: VecDeque::new(),
             flights: JoinSet::new(),
             clock: TickClock::default(),
             swept: Instant::now(),
         };
-        (Proposer { queue: sender }, batcher)
+        (Proposer { queue: sender, pause }, batcher)
     }
 
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut core_runs = true;
+        let mut pause = self.pause.wanted.subscribe();
         loop {
-            self.sweep();
-            self.launch().await;
+            let paused = *pause.borrow_and_update();
+            self.sweep(paused);
+            self.launch(paused).await;
+            let quiet = paused && self.flights.is_empty();
+            self.pause.quiet.send_if_modified(|known| std::mem::replace(known, quiet) != quiet);
             tokio::select! {
                 _ = stop.wait_for(|stop| *stop) => return,
                 submission = self.queue.recv(), if self.pending.len() < PENDING_MAX => match submission {
@@ -250,6 +295,8 @@ impl Batcher {
                     }
                 }
                 changed = self.roles.changed(), if core_runs => core_runs = changed,
+                // It never ends: this task holds its other end.
+                _ = pause.changed() => {}
                 () = tokio::time::sleep(SWEEP_PERIOD), if !self.pending.is_empty() => {}
             }
         }
@@ -263,10 +310,11 @@ impl Batcher {
         }
     }
 
-    /// Tells those whose time is up that nothing was written.
-    fn sweep(&mut self) {
+    /// Tells those whose time is up that nothing was written, and those of other nodes when this one will lead no
+    /// longer: they keep it and know best where to go next.
+    fn sweep(&mut self, paused: bool) {
         let now = Instant::now();
-        if now < self.swept + SWEEP_PERIOD {
+        if !paused && now < self.swept + SWEEP_PERIOD {
             return;
         }
         self.swept = now;
@@ -276,7 +324,8 @@ impl Batcher {
             if submission.answer.is_closed() {
                 continue;
             }
-            if submission.origin == Origin::LeaderOnly && !leading {
+            let tick = matches!(submission.commands.first(), Some(Command::Tick { .. }));
+            if submission.origin == Origin::LeaderOnly && (!leading || paused && !tick) {
                 submission.answer(Err(not_done(NOT_LEADER.to_owned())));
             } else if submission.give_up <= now {
                 let reason = match self.roles.leader() {
@@ -292,9 +341,10 @@ impl Batcher {
     }
 
     /// Sends as many batches as may be on their way.
-    async fn launch(&mut self) {
+    async fn launch(&mut self, paused: bool) {
         while !self.pending.is_empty() && self.flights.len() < FLIGHTS_MAX {
             match self.route() {
+                Some(Route::Log { .. }) if paused => return,
                 Some(Route::Log { term }) => self.send_to_log(term).await,
                 Some(Route::Leader(link)) => self.send_to_leader(link),
                 None => return,

@@ -97,6 +97,8 @@ pub(crate) struct Door {
     dir: Mutex<Option<DataDir>>,
     whoami: RwLock<Arc<Whoami>>,
     node: RwLock<Option<Arc<Node>>>,
+    /// Where the last invitation says that a member is.
+    invited_to: Mutex<Option<String>>,
     /// Counts changes of the identity.
     changes: watch::Sender<u64>,
 }
@@ -120,11 +122,24 @@ impl Door {
             links.set_cluster(uuid);
         }
         let (changes, _) = watch::channel(0);
-        Self { facts, links, dir: Mutex::new(Some(dir)), whoami, node: RwLock::default(), changes }
+        Self {
+            facts,
+            links,
+            dir: Mutex::new(Some(dir)),
+            whoami,
+            node: RwLock::default(),
+            invited_to: Mutex::default(),
+            changes,
+        }
     }
 
     pub(crate) fn name(&self) -> &str {
         &self.facts.name
+    }
+
+    /// Where others reach it.
+    pub(crate) fn address(&self) -> &str {
+        &self.facts.advertise
     }
 
     pub(crate) fn secret(&self) -> Option<&str> {
@@ -260,6 +275,24 @@ impl Door {
         })
     }
 
+    /// There is a cluster, and a member of it at `address`: asked there from now on, beside the configured peers.
+    pub(crate) fn invite(&self, request: v1::InviteRequest) -> Result<(), String> {
+        let name = &self.facts.name;
+        if request.cluster_name != self.facts.cluster_name {
+            return Err(format!(
+                "node `{name}` is of cluster `{}`, not of `{}`",
+                self.facts.cluster_name, request.cluster_name
+            ));
+        }
+        *self.invited_to.lock().unwrap_or_else(PoisonError::into_inner) = Some(request.address);
+        self.changes.send_modify(|changes| *changes += 1);
+        Ok(())
+    }
+
+    fn invited_to(&self) -> Option<String> {
+        self.invited_to.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// One of the configured peers, by chance.
     pub(crate) fn some_peer(&self) -> Option<String> {
         let others: Vec<_> = self.facts.peers.iter().filter(|peer| **peer != self.facts.advertise).collect();
@@ -301,7 +334,7 @@ impl Whoami {
 pub(crate) async fn first_start(door: &Door) -> Result<(), StartError> {
     let facts = &door.facts;
     let others: BTreeSet<&String> = facts.peers.iter().filter(|peer| **peer != facts.advertise).collect();
-    if facts.expect == 0 || others.len() + 1 < facts.expect {
+    if others.len() + 1 < facts.expect {
         return Err(door.error(format!(
             "`cluster.expect` is {}, but `cluster.peers` names {} other nodes",
             facts.expect,
@@ -314,7 +347,9 @@ pub(crate) async fn first_start(door: &Door) -> Result<(), StartError> {
         if door.identity().node != 0 {
             return Ok(());
         }
-        let answers = join_all(others.iter().map(|peer| identify(door, peer))).await;
+        let invited_to = door.invited_to();
+        let asked = others.iter().copied().chain(&invited_to);
+        let answers = join_all(asked.map(|peer| identify(door, peer))).await;
         let mut seen = Seen::default();
         for answer in answers {
             seen.sort_in(door, answer)?;
@@ -412,6 +447,9 @@ impl Seen {
     }
 
     fn awaited(&self, facts: &Facts) -> String {
+        if facts.expect == 0 {
+            return format!("waiting to be let in: `gogate cluster add {}` at any member", facts.advertise);
+        }
         let present = self.founders.len() + usize::from(!facts.learner);
         let missing = match self.missing.as_slice() {
             [] => "more are configured than are there".to_owned(),

@@ -60,6 +60,10 @@ pub(crate) struct Election {
     timers: Timers,
     /// From the questions to the end of the campaign.
     asking: AtomicBool,
+    /// This node is to stop soon: others go first.
+    reluctant: AtomicBool,
+    /// This node is no member any more, and never campaigns again.
+    out: AtomicBool,
 }
 
 // === impl Heard ===
@@ -80,7 +84,8 @@ impl Heard {
         *self.candidate.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    fn silence(&self) -> Duration {
+    /// How long no leader was heard.
+    pub(crate) fn silence(&self) -> Duration {
         self.leader.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
@@ -98,7 +103,31 @@ impl Heard {
 
 impl Election {
     pub(crate) fn new(id: NodeId, core: Core, links: Links, heard: Arc<Heard>, timers: Timers) -> Self {
-        Self { id, core, links, heard, timers, asking: AtomicBool::new(false) }
+        Self {
+            id,
+            core,
+            links,
+            heard,
+            timers,
+            asking: AtomicBool::new(false),
+            reluctant: AtomicBool::new(false),
+            out: AtomicBool::new(false),
+        }
+    }
+
+    /// From now on this node campaigns only when no other does.
+    pub(crate) fn hold_back(&self) {
+        self.reluctant.store(true, Ordering::Release);
+    }
+
+    /// Whether others are to go first.
+    pub(crate) fn holds_back(&self) -> bool {
+        self.reluctant.load(Ordering::Acquire)
+    }
+
+    /// From now on this node never campaigns.
+    pub(crate) fn leave(&self) {
+        self.out.store(true, Ordering::Release);
     }
 
     /// Why this node would not vote for `candidate`, whose log ends there; `None`: it would.
@@ -125,6 +154,36 @@ impl Election {
         None
     }
 
+    /// Campaigns at once, because the leader of `term`, whose log ends at `leaders_log`, asked for it: nobody is
+    /// asked before, for the leader itself makes way. Returns once this node leads, or why it does not.
+    pub(crate) async fn campaign_for(
+        &self,
+        term: u64,
+        leaders_log: Option<LogPosition>,
+    ) -> Result<(), &'static str> {
+        let mut roles = self.core.roles();
+        if roles.term() != term || roles.is_leader() {
+            return Err("it is in another term");
+        }
+        if !roles.membership().is_voter(self.id) {
+            return Err("it is no voter");
+        }
+        if self.core.last_log() < leaders_log {
+            return Err("its log is shorter");
+        }
+        self.links.set_transfer_term(term + 1);
+        tracing::info!(term = term + 1, "the leader hands over to this node, it campaigns");
+        self.core.elect().await;
+        let elected = async {
+            while !roles.is_leader() && roles.term() <= term + 1 && roles.changed().await {}
+            roles.is_leader()
+        };
+        match tokio::time::timeout(CAMPAIGN, elected).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err("it was not elected"),
+        }
+    }
+
     /// Runs until `stop` turns true or the core has ended.
     pub(crate) async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         tokio::select! {
@@ -148,7 +207,10 @@ impl Election {
                 continue;
             }
             // Sampled anew for every campaign, or the same two nodes would collide again and again.
-            let timeout = between(self.timers.campaign_min, self.timers.campaign_max);
+            let mut timeout = between(self.timers.campaign_min, self.timers.campaign_max);
+            if self.holds_back() {
+                timeout += self.timers.campaign_max;
+            }
             let due = self.heard.due(timeout);
             if Instant::now() < due {
                 tokio::select! {
@@ -161,6 +223,9 @@ impl Election {
                 if Instant::now() < self.heard.due(timeout) {
                     continue;
                 }
+            }
+            if self.out.load(Ordering::Acquire) {
+                return;
             }
             self.asking.store(true, Ordering::Release);
             let granted = self.ask(&roles.membership()).await;
@@ -203,6 +268,7 @@ impl Election {
                         node: last.node,
                         index: last.index,
                     }),
+                    transfer: false,
                 };
                 questions.push(async move {
                     let request = link.request(message, Some(QUESTION_TIMEOUT));

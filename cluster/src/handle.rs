@@ -14,7 +14,8 @@ use tokio::sync::{broadcast, watch};
 use crate::{
     bootstrap::{self, Door, Facts},
     figures::Figures,
-    forward,
+    forward, manage,
+    manage::ManageError,
     node::{Node, Report, Tasks, open_node},
     raft::{self, Links, Replica},
     state::{Change, ChangeKind, Command, Fate, Heartbeat, NodeId, Outcome, State},
@@ -278,6 +279,48 @@ impl Cluster {
     /// how long ago each was heard. On an error the caller keeps them and passes them on again, older.
     pub async fn forward_heartbeats(&self, heartbeats: Vec<Heartbeat>) -> Result<(), ProposeError> {
         forward::heartbeats(&self.inner.node, heartbeats).await
+    }
+
+    /// Has another voter lead: `to`, or whichever is best. Returns who leads then. Any node takes this call and
+    /// those below.
+    pub async fn transfer_leader(
+        &self,
+        to: Option<NodeId>,
+        timeout: Duration,
+    ) -> Result<NodeId, ManageError> {
+        manage::carry_out(&self.inner.node, manage::Change::Transfer(to), timeout).await
+    }
+
+    /// Lets the node in that waits at `address`, the one of its gRPC service: returns its id once it follows. One
+    /// that is to vote does so by itself when it has caught up.
+    pub async fn add_member(
+        &self,
+        address: &str,
+        learner: bool,
+        timeout: Duration,
+    ) -> Result<NodeId, ManageError> {
+        let change = manage::Change::Add { address: address.to_owned(), learner };
+        manage::carry_out(&self.inner.node, change, timeout).await
+    }
+
+    /// Has a node that follows vote; waits until it has caught up.
+    pub async fn promote_member(&self, id: NodeId, timeout: Duration) -> Result<NodeId, ManageError> {
+        manage::carry_out(&self.inner.node, manage::Change::Promote(id), timeout).await
+    }
+
+    /// Takes a node out for good, dead or alive; the leader hands over before.
+    pub async fn remove_member(&self, id: NodeId, timeout: Duration) -> Result<NodeId, ManageError> {
+        manage::carry_out(&self.inner.node, manage::Change::Remove(id), timeout).await
+    }
+
+    /// This node is to stop soon: from now on it leads only if nobody else can.
+    pub fn hold_back(&self) {
+        self.inner.node.election.hold_back();
+    }
+
+    /// Whether this node was taken out of its cluster. It shows what it last knew, and takes part in nothing.
+    pub fn is_removed(&self) -> bool {
+        *self.inner.node.removed.borrow()
     }
 
     /// Where this node stands.

@@ -6,7 +6,7 @@
 //! fills in the time, `state::clock` says why a late tick is harmless and an early one cannot be.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::{
     batch::{Proposer, heartbeat_weight},
+    members,
     raft::{Core, Replica, Roles},
     state::{Command, ELAPSED_MS_MAX, Heartbeat, NewNode, TICK_PERIOD},
 };
@@ -166,6 +167,7 @@ impl Duties {
                     self.tick().await;
                     self.admit_founders(roles).await;
                     self.finish_change(roles).await;
+                    self.finish_removals(roles).await;
                 }
                 true = roles.changed() => {}
             }
@@ -184,7 +186,10 @@ impl Duties {
             let heartbeats = beats.iter().map(|(id, beat)| beat.aged(id, now)).collect();
             let tick = Command::Tick { elapsed_ms: if last { ELAPSED_MS_MAX } else { 0 }, heartbeats };
             if let Err(error) = self.proposer.propose_as_leader(vec![tick], TICK_TIMEOUT).await {
-                tracing::warn!(%error, "a tick was not agreed on, its heartbeats wait for the next one");
+                // Whoever leads next is told of its heartbeats by those who told this node.
+                if self.core.roles().leading().is_some() {
+                    tracing::warn!(%error, "a tick was not agreed on, its heartbeats wait for the next one");
+                }
                 self.inbox.put_back(beats);
                 return;
             }
@@ -212,6 +217,18 @@ impl Duties {
             .collect();
         // Tried again at the next tick.
         let _ = self.proposer.propose_as_leader(commands, TICK_TIMEOUT).await;
+    }
+
+    /// A removal is decided before it is carried out: a leader may have died in between.
+    async fn finish_removals(&self, roles: &Roles) {
+        let membership = roles.membership();
+        let retired: BTreeSet<_> = self.replica.read(|state| state.members().retired().collect());
+        let left: BTreeSet<_> = membership.nodes.keys().copied().filter(|id| retired.contains(id)).collect();
+        // Itself it cannot take out: an operator's removal hands over first.
+        if !left.is_empty() && !left.contains(&self.core.id()) {
+            let _ =
+                tokio::time::timeout(TICK_TIMEOUT, members::take_out(&self.core, left, &membership)).await;
+        }
     }
 
     /// A leader that died between the two steps of a change of voters left two sets of them.

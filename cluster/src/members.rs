@@ -1,6 +1,7 @@
 //! Joining a cluster that runs.
 //!
-//! Job: [`Admission`] lets nodes in, on the leader; [`seek_vote`] has a node that joined ask until it votes.
+//! Job: [`Admission`] lets nodes in, on the leader; [`seek_vote`] has a node that joined ask until it votes, and
+//! [`seek_certainty`] has one that nobody speaks to ask whether it was removed. `manage` is what operators ask for.
 //! A node that joins gets an id that was never used (`Command::AdmitNode`), follows as a learner, and becomes a
 //! voter when it has caught up, in one change that also removes the dead node of its name: a wiped disk comes
 //! back as somebody new, and its old self is gone.
@@ -37,6 +38,9 @@ const ALIVE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Between two questions of a node that wants to vote.
 const SEEK_PAUSE: Duration = Duration::from_millis(200);
 
+/// A node that has heard no leader for so long asks whether it is still a member.
+const CERTAINTY_PERIOD: Duration = Duration::from_secs(2);
+
 /// Lets nodes in.
 pub(crate) struct Admission {
     id: NodeId,
@@ -56,6 +60,8 @@ enum NotYet {
     Retry(String),
     /// Never.
     Refused(String),
+    /// Never again: it was removed.
+    Removed(String),
 }
 
 // === impl Admission ===
@@ -71,6 +77,26 @@ impl Admission {
         door: std::sync::Weak<Door>,
     ) -> Self {
         Self { id, cluster_name, core, replica, links, proposer, busy: Mutex::new(()), door }
+    }
+
+    /// The right to change the members, if nobody else is at it.
+    pub(crate) fn claim(&self) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        self.busy.try_lock().ok()
+    }
+
+    /// The cluster's name.
+    pub(crate) fn cluster_name(&self) -> &str {
+        &self.cluster_name
+    }
+
+    /// Who this node is; none once it has stopped.
+    pub(crate) fn identity(&self) -> Option<Arc<bootstrap::Whoami>> {
+        self.door.upgrade().map(|door| door.identity())
+    }
+
+    /// Where others reach this node.
+    pub(crate) fn address(&self) -> Option<String> {
+        self.door.upgrade().map(|door| door.address().to_owned())
     }
 
     /// Takes one step for the node that asks, or passes it on to the leader once.
@@ -91,6 +117,9 @@ impl Admission {
             Ok(node) => v1::JoinReply { cluster_uuid: uuid, node, ..v1::JoinReply::default() },
             Err(NotYet::Retry(retry)) => v1::JoinReply { retry, ..v1::JoinReply::default() },
             Err(NotYet::Refused(refused)) => v1::JoinReply { refused, ..v1::JoinReply::default() },
+            Err(NotYet::Removed(refused)) => {
+                v1::JoinReply { refused, removed: true, ..v1::JoinReply::default() }
+            }
         }
     }
 
@@ -117,11 +146,11 @@ impl Admission {
         };
         let membership = self.core.roles().membership();
         let known = membership.nodes.iter().find(|(_, node)| node.incarnation == request.incarnation);
-        if let Some((id, _)) = known {
+        if let Some((id, _)) = known.filter(|(id, _)| !self.is_retired(**id)) {
             if request.role == "voter" && !membership.is_voter(*id) {
                 // It asks for as long as it takes: whom it replaces may live again by now.
                 self.refuse_a_living_name(request, &membership).await?;
-                self.promote(*id, &request.name, &membership).await?;
+                self.promote(*id, &request.name, &membership).await.map_err(NotYet::Retry)?;
             }
             return Ok(*id);
         }
@@ -139,14 +168,26 @@ impl Admission {
         Ok(id)
     }
 
+    fn is_retired(&self, id: NodeId) -> bool {
+        self.replica.read(|state| state.members().is_retired(id))
+    }
+
     /// An id that was removed is not taken up again: its disk may hold what was since replaced.
     fn refuse_the_removed(&self, request: &v1::JoinRequest) -> Result<(), NotYet> {
         let newer = |id: NodeId| {
             let nodes = self.core.roles().membership().nodes;
             nodes.iter().any(|(other, node)| node.name == request.name && *other > id)
         };
-        match self.replica.read(|state| state.members().by_incarnation(request.incarnation)) {
-            Some(id) if newer(id) => Err(NotYet::Refused(format!(
+        let known = self.replica.read(|state| {
+            let id = state.members().by_incarnation(request.incarnation)?;
+            Some((id, state.members().is_retired(id)))
+        });
+        match known {
+            Some((id, true)) => Err(NotYet::Removed(format!(
+                "node {id} (`{}`) was removed from the cluster: move its data folder away, and it joins as a new node",
+                request.name
+            ))),
+            Some((id, false)) if newer(id) => Err(NotYet::Refused(format!(
                 "node {id} (`{}`) was replaced by a newer one of its name: move its data folder away",
                 request.name
             ))),
@@ -190,15 +231,20 @@ impl Admission {
     }
 
     /// Makes a learner that has caught up a voter, in the place of the dead one of its name.
-    async fn promote(&self, id: NodeId, name: &str, membership: &Membership) -> Result<(), NotYet> {
+    pub(crate) async fn promote(
+        &self,
+        id: NodeId,
+        name: &str,
+        membership: &Membership,
+    ) -> Result<(), String> {
         let progress = self.core.progress();
         let matched = progress.matched.get(&id).copied().unwrap_or(0);
         let lag = progress.last_log.saturating_sub(matched);
         if matched == 0 || lag > PROMOTE_LAG_MAX {
-            return Err(NotYet::Retry(format!("{lag} entries behind, a voter once it has caught up")));
+            return Err(format!("{lag} entries behind, a voter once it has caught up"));
         }
         let [voters] = membership.voters.as_slice() else {
-            return Err(NotYet::Retry("the voters are just changing".to_owned()));
+            return Err("the voters are just changing".to_owned());
         };
         let same_name = |other: &NodeId| {
             *other != id && membership.nodes.get(other).is_some_and(|node| node.name == name)
@@ -206,8 +252,13 @@ impl Admission {
         let mut wanted: BTreeSet<_> = voters.iter().copied().filter(|voter| !same_name(voter)).collect();
         wanted.insert(id);
         let replaced: Vec<_> = voters.difference(&wanted).collect();
-        self.core.change_voters(wanted.clone()).await.map_err(NotYet::Retry)?;
+        self.core.change_voters(wanted.clone()).await?;
         tracing::info!(node = id, name, ?replaced, "a node votes from now on");
+        for replaced in replaced {
+            // Without this it is still refused, by its name.
+            let retire = Command::RetireNode { node: *replaced };
+            let _ = self.proposer.propose_as_leader(vec![retire], ADMIT_TIMEOUT).await;
+        }
         let old_learners: BTreeSet<_> = membership
             .nodes
             .keys()
@@ -215,9 +266,69 @@ impl Admission {
             .filter(|other| same_name(other) && !voters.contains(other))
             .collect();
         if !old_learners.is_empty() {
-            self.core.remove_learners(old_learners).await.map_err(NotYet::Retry)?;
+            self.core.remove_learners(old_learners).await?;
         }
         Ok(())
+    }
+
+    /// Takes nodes out of the group, whatever they are in it.
+    pub(crate) async fn take_out(
+        &self,
+        nodes: BTreeSet<NodeId>,
+        membership: &Membership,
+    ) -> Result<(), String> {
+        take_out(&self.core, nodes, membership).await
+    }
+}
+
+/// Takes nodes out of the group: voters in one change, then those without a vote in another.
+pub(crate) async fn take_out(
+    core: &Core,
+    nodes: BTreeSet<NodeId>,
+    membership: &Membership,
+) -> Result<(), String> {
+    let [voters] = membership.voters.as_slice() else {
+        return Err("the voters are just changing".to_owned());
+    };
+    let left: BTreeSet<_> = voters.difference(&nodes).copied().collect();
+    if left.is_empty() {
+        return Err("no voter would be left".to_owned());
+    }
+    if left.len() < voters.len() {
+        core.change_voters(left).await?;
+    }
+    let followers: BTreeSet<_> =
+        nodes.into_iter().filter(|id| membership.nodes.contains_key(id) && !voters.contains(id)).collect();
+    if !followers.is_empty() {
+        core.remove_learners(followers).await?;
+    }
+    Ok(())
+}
+
+/// Finds out whether this node was removed: from its own state while it is still spoken to, else by asking. Ends
+/// when it was, or with the core.
+pub(crate) async fn seek_certainty(door: Arc<Door>, node: Arc<Node>) {
+    let mut applied = node.replica.applied();
+    loop {
+        if node.replica.read(|state| state.members().is_retired(node.id)) {
+            node.note_removed();
+            return;
+        }
+        let silent = node.heard.silence() >= CERTAINTY_PERIOD && !node.core.roles().is_leader();
+        let roles = node.core.roles();
+        if silent && let Some(address) = whom_to_ask(&door, None, &roles.membership(), node.id) {
+            if let Ok(reply) = bootstrap::ask_to_join(&door, &address).await
+                && reply.removed
+            {
+                node.note_removed();
+                return;
+            }
+        }
+        if !roles.core_runs() {
+            return;
+        }
+        // Every entry may be the one; a look at the state costs next to nothing.
+        let _ = tokio::time::timeout(CERTAINTY_PERIOD, applied.changed()).await;
     }
 }
 
@@ -235,7 +346,10 @@ pub(crate) async fn seek_vote(door: Arc<Door>, node: Arc<Node>) {
             }
             continue;
         }
-        if let Some(address) = whom_to_ask(&door, &roles, &membership, node.id) {
+        if *node.removed.borrow() {
+            return;
+        }
+        if let Some(address) = whom_to_ask(&door, roles.leader(), &membership, node.id) {
             let news = match bootstrap::ask_to_join(&door, &address).await {
                 Ok(reply) if !reply.refused.is_empty() => reply.refused,
                 Ok(reply) => reply.retry,
@@ -251,13 +365,8 @@ pub(crate) async fn seek_vote(door: Arc<Door>, node: Arc<Node>) {
 }
 
 /// The leader, or any other member, or a configured peer.
-fn whom_to_ask(
-    door: &Door,
-    roles: &crate::raft::Roles,
-    membership: &Membership,
-    own: NodeId,
-) -> Option<String> {
-    let leader = roles.leader().and_then(|leader| membership.nodes.get(&leader));
+fn whom_to_ask(door: &Door, leader: Option<NodeId>, membership: &Membership, own: NodeId) -> Option<String> {
+    let leader = leader.and_then(|leader| membership.nodes.get(&leader));
     let others: Vec<_> =
         membership.nodes.iter().filter(|(id, _)| **id != own).map(|(_, node)| node).collect();
     let member = leader.or_else(|| others.get(rand::random_range(0..others.len().max(1))).copied());

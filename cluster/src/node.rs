@@ -2,7 +2,7 @@
 //!
 //! Job: owns the parts and their tasks. Tasks, all stopped by `stop` and awaited by [`Tasks::end`]: the batcher,
 //! the rounds of reads, the campaigns, the leader's duties, the news for new leaders (`forward`), the first
-//! start's end (`bootstrap`), the way to a vote (`members`), the peers' server. Neighbours: `handle` is the
+//! start's end (`bootstrap`), the way to a vote and out of the group (`members`), the peers' server. Neighbours: `handle` is the
 //! callers' side of it, `raft::server` the peers'.
 
 use std::{
@@ -49,6 +49,8 @@ pub(crate) struct Node {
     pub(crate) report: Mutex<Report>,
     pub(crate) readiness: Readiness,
     pub(crate) committed: CommittedKeeper,
+    /// Whether this node is no member any more.
+    pub(crate) removed: watch::Sender<bool>,
 }
 
 /// Which document this node says it runs.
@@ -72,6 +74,19 @@ impl Node {
             applied: *self.replica.applied().borrow(),
             state: self.core.progress().role.to_owned(),
             config_error: report.config_error,
+            draining: self.election.holds_back(),
+        }
+    }
+
+    /// This node is no member any more: it goes on showing what it last knew, and takes part in nothing.
+    pub(crate) fn note_removed(&self) {
+        self.election.leave();
+        if !self.removed.send_replace(true) {
+            tracing::error!(
+                node = self.id,
+                "this node was removed from its cluster: it is not ready any more and serves what it last knew; stop it. \
+                 To have it back as a new node, move its data folder away before the start"
+            );
         }
     }
 }
@@ -141,6 +156,7 @@ pub(crate) async fn open_node(
         report: Mutex::default(),
         readiness: Readiness::new(),
         committed,
+        removed: watch::Sender::new(false),
     };
     Ok((Parts { node: Arc::new(node), batcher, rounds, duties }, writer))
 }
@@ -166,6 +182,7 @@ impl Parts {
         tasks.spawn(until(stop.clone(), Activation::new(node.clone()).run()));
         tasks.spawn(until(stop.clone(), forward::tell_new_leaders(node.clone())));
         tasks.spawn(until(stop.clone(), bootstrap::complete_forming(door.clone(), node.clone())));
+        tasks.spawn(until(stop.clone(), members::seek_certainty(door.clone(), node.clone())));
         if !learner {
             tasks.spawn(until(stop.clone(), members::seek_vote(door.clone(), node.clone())));
         }

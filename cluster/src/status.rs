@@ -54,6 +54,8 @@ pub struct MemberReport {
     pub applied: u64,
     /// `leader`, `follower`, `candidate`, `learner`.
     pub state: String,
+    /// Whether it is to stop soon.
+    pub draining: bool,
 }
 
 /// Where this node stands.
@@ -122,6 +124,6 @@ pub(crate) async fn of_members(node: &Node, timeout: Duration) -> Vec<(Member, O
 }
 
 fn report(reply: v1::StatusReply) -> MemberReport {
-    let v1::StatusReply { build, config_version, config_error, applied, state, .. } = reply;
-    MemberReport { build, config_version, config_error, applied, state }
+    let v1::StatusReply { build, config_version, config_error, applied, state, draining, .. } = reply;
+    MemberReport { build, config_version, config_error, applied, state, draining }
 }

@@ -172,6 +172,11 @@ impl Core {
         }
     }
 
+    /// This node.
+    pub(crate) fn id(&self) -> NodeId {
+        self.id
+    }
+
     pub(crate) fn roles(&self) -> Roles {
         Roles { id: self.id, metrics: self.raft.server_metrics(), data: self.raft.data_metrics() }
     }
@@ -242,6 +247,25 @@ impl Core {
                 .flatten()
                 .map(|(id, matched)| (*id, matched.map_or(0, |id| id.index)))
                 .collect(),
+        }
+    }
+
+    /// On a leader: returns once the log of `id` is as long as its own; false: it does not lead, or not that node.
+    pub(crate) async fn matched(&self, id: NodeId) -> bool {
+        let mut metrics = self.raft.metrics();
+        loop {
+            {
+                let metrics = metrics.borrow_and_update();
+                let Some(matched) = metrics.replication.as_ref().and_then(|all| all.get(&id)) else {
+                    return false;
+                };
+                if matched.map(|id| id.index) >= metrics.last_log_index {
+                    return true;
+                }
+            }
+            if metrics.changed().await.is_err() {
+                return false;
+            }
         }
     }
 

@@ -7,7 +7,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -62,6 +65,8 @@ struct Shared {
     /// Empty until this node is part of a cluster.
     cluster: RwLock<Option<AsciiMetadataValue>>,
     channels: Mutex<BTreeMap<String, Channel>>,
+    /// The term in which this node campaigns because the leader asked it to; 0: none.
+    transfer_term: AtomicU64,
     /// What peers refused, so that each kind is logged once.
     refusals: Mutex<BTreeSet<String>>,
 }
@@ -100,6 +105,7 @@ impl Links {
             secret,
             cluster: RwLock::default(),
             channels: Mutex::default(),
+            transfer_term: AtomicU64::new(0),
             refusals: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -109,6 +115,11 @@ impl Links {
     pub(crate) fn set_cluster(&self, uuid: &str) {
         let value = AsciiMetadataValue::try_from(uuid).ok();
         *self.shared.cluster.write().unwrap_or_else(PoisonError::into_inner) = value;
+    }
+
+    /// Votes that are asked for in this term are asked for with the leader's consent.
+    pub(crate) fn set_transfer_term(&self, term: u64) {
+        self.shared.transfer_term.store(term, Ordering::Release);
     }
 
     /// The way to a member.
@@ -317,6 +328,7 @@ impl RaftNetwork<TypeConfig> for Link {
         let message = v1::VoteRequest {
             vote: Some(convert::vote_message(&rpc.vote)),
             last_log: rpc.last_log_id.map(convert::log_id_message),
+            transfer: self.shared.transfer_term.load(Ordering::Acquire) == rpc.vote.leader_id.term,
         };
         let reply = self.client().vote(self.request(message, None)).await;
         let reply = reply.map_err(|status| rpc_error(self, &status))?.into_inner();

@@ -224,6 +224,9 @@ impl Peer for Service {
             vote: convert::message_vote(&message.vote.ok_or_else(|| missing("vote"))?),
             last_log_id: message.last_log.as_ref().map(convert::message_log_id),
         };
+        if message.transfer {
+            node.core.leave_leader_for(&request).await;
+        }
         let response = node.core.raft.vote(request).await.map_err(|error| stopped(&error))?;
         if response.vote_granted {
             node.heard.candidate();
@@ -357,6 +360,28 @@ impl Peer for Service {
         Ok(Response::new(node.members.join(request.into_inner()).await))
     }
 
+    async fn invite(&self, request: Request<v1::InviteRequest>) -> Result<Response<v1::InviteReply>, Status> {
+        self.check_secret(request.metadata())?;
+        let refused = self.door.invite(request.into_inner()).err();
+        Ok(Response::new(v1::InviteReply { refused: refused.unwrap_or_default() }))
+    }
+
+    async fn campaign(
+        &self,
+        request: Request<v1::CampaignRequest>,
+    ) -> Result<Response<v1::CampaignReply>, Status> {
+        let node = self.check(request.metadata())?;
+        let message = request.into_inner();
+        let last_log = message.last_log.as_ref().map(convert::message_position);
+        let refused = node.election.campaign_for(message.term, last_log).await.err();
+        Ok(Response::new(v1::CampaignReply { refused: refused.unwrap_or_default().to_owned() }))
+    }
+
+    async fn manage(&self, request: Request<v1::ManageRequest>) -> Result<Response<v1::ManageReply>, Status> {
+        let node = self.check(request.metadata())?;
+        Ok(Response::new(crate::manage::answer(&node, request.into_inner()).await))
+    }
+
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
         let node = self.check(request.metadata())?;
         Ok(Response::new(node.status_reply()))
@@ -380,6 +405,32 @@ impl Peer for Service {
 // === impl Core ===
 
 impl Core {
+    /// Makes way for a candidate that the leader itself asked to campaign: without this the library refuses every
+    /// vote while it hears a leader, and a leader every vote at all. It has no call for that, but any message of a
+    /// later vote makes it note that vote, with the same persistence and the same promise as when a vote is given.
+    /// Whether the candidate's log is good enough is still for the vote itself to say. This message is one of
+    /// entries behind a place where no log can be: nothing else of it is looked at.
+    async fn leave_leader_for(&self, request: &VoteRequest<crate::state::NodeId>) {
+        const NOWHERE: u64 = u64::MAX >> 1;
+        let vote = request.vote;
+        let own_log = self.raft.data_metrics().borrow().last_log;
+        let late = vote <= self.raft.server_metrics().borrow().vote;
+        if late || vote.committed || vote.leader_id.node_id == self.id || request.last_log_id < own_log {
+            return;
+        }
+        let nothing = AppendEntriesRequest {
+            vote,
+            prev_log_id: Some(openraft::LogId::new(
+                openraft::CommittedLeaderId::new(vote.leader_id.term, vote.leader_id.node_id),
+                NOWHERE,
+            )),
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        // An error means that the core has stopped, which the vote will tell.
+        let _ = self.raft.append_entries(nothing).await;
+    }
+
     /// Notes that a leader of at least the current vote was heard.
     fn note_leader(&self, vote: &openraft::Vote<crate::state::NodeId>, heard: &crate::election::Heard) {
         if *vote >= self.raft.server_metrics().borrow().vote {

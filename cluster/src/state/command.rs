@@ -63,6 +63,11 @@ pub enum Command {
         /// What is asked; never a `Once` itself.
         command: Box<Command>,
     },
+    /// Takes a node out for good: its id is never used again, and it never comes back under it.
+    RetireNode {
+        /// Which one.
+        node: NodeId,
+    },
 }
 
 /// An instance was heard from.
@@ -158,6 +163,11 @@ pub enum Outcome {
         /// Its version.
         version: u64,
     },
+    /// The node is no member for ever.
+    Retired {
+        /// Its id.
+        node: NodeId,
+    },
 }
 
 /// Why a [`Command`] changed nothing.
@@ -214,4 +224,10 @@ pub enum Refusal {
     /// The key belongs to another request.
     #[error("the idempotency key was used for another request: give every request a key of its own")]
     KeyReused,
+    /// An id that was never given.
+    #[error("no node ever had the id {node}")]
+    UnknownNode {
+        /// Which id.
+        node: NodeId,
+    },
 }

@@ -3,7 +3,7 @@
 //! Who votes is the Raft group's own record (`raft`); this one remembers the dead as well, so that a disk that
 //! was wiped, or a backup of one, cannot come back as somebody it is not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,8 @@ use super::{
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Members {
     admitted: BTreeMap<NodeId, Admitted>,
+    /// Those that were taken out for good.
+    retired: BTreeSet<NodeId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +33,32 @@ impl Members {
     #[must_use]
     pub fn by_incarnation(&self, incarnation: u64) -> Option<NodeId> {
         self.admitted.iter().find(|(_, node)| node.incarnation == incarnation).map(|(id, _)| *id)
+    }
+
+    /// Whether this id was ever given.
+    #[must_use]
+    pub fn knows(&self, id: NodeId) -> bool {
+        self.admitted.contains_key(&id)
+    }
+
+    /// Whether this node was taken out for good.
+    #[must_use]
+    pub fn is_retired(&self, id: NodeId) -> bool {
+        self.retired.contains(&id)
+    }
+
+    /// Those that were taken out for good.
+    pub fn retired(&self) -> impl Iterator<Item = NodeId> {
+        self.retired.iter().copied()
+    }
+
+    /// Takes a node out for good; again changes nothing.
+    pub(super) fn retire(&mut self, id: NodeId) -> Result<(), Refusal> {
+        if !self.knows(id) {
+            return Err(Refusal::UnknownNode { node: id });
+        }
+        self.retired.insert(id);
+        Ok(())
     }
 
     pub(super) fn admit(&mut self, node: NewNode) -> Result<NodeId, Refusal> {

@@ -145,6 +145,10 @@ impl State {
                 Ok(node) => Outcome::Admitted { node },
                 Err(refusal) => Outcome::Refused(refusal),
             },
+            Command::RetireNode { node } => match self.members.retire(node) {
+                Ok(()) => Outcome::Retired { node },
+                Err(refusal) => Outcome::Refused(refusal),
+            },
         }
     }
 
@@ -440,5 +444,16 @@ mod tests {
         }
         assert_eq!(admit(50, Some(NodeId::MAX)), Outcome::Admitted { node: NodeId::MAX });
         assert_eq!(admit(60, None), Outcome::Refused(Refusal::UsedNode { node: NodeId::MAX }));
+    }
+
+    #[test]
+    fn a_retired_node_keeps_its_id_for_ever() {
+        let mut state = state([admit(10, Some(1)), admit(20, Some(2))]);
+        let mut retire = |node| state.apply(Command::RetireNode { node }, 0, &mut Vec::new());
+        assert_eq!(retire(2), Outcome::Retired { node: 2 });
+        assert_eq!(retire(2), Outcome::Retired { node: 2 });
+        assert_eq!(retire(3), Outcome::Refused(Refusal::UnknownNode { node: 3 }));
+        assert!(state.members().is_retired(2) && !state.members().is_retired(1));
+        assert_eq!(state.apply(admit(30, None), 0, &mut Vec::new()), Outcome::Admitted { node: 3 });
     }
 }

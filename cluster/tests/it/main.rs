@@ -5,6 +5,7 @@ mod expiry;
 mod first_start;
 mod harness;
 mod log_recovery;
+mod membership;
 mod one_node;
 mod snapshots;
 mod state_properties;

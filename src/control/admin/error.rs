@@ -200,8 +200,10 @@ impl From<Refusal> for ApiError {
             Refusal::RegistryFull { .. } => Self::Unavailable(detail),
             Refusal::Staging { .. } => Self::Conflict { detail, nodes: BTreeMap::new() },
             Refusal::KeyReused => Self::Invalid(vec![Problem::general(detail, None)]),
-            // Neither is proposed through this API.
-            Refusal::UsedNode { .. } | Refusal::NotStaged { .. } => Self::Malformed(detail),
+            // None of these is proposed through this API.
+            Refusal::UsedNode { .. } | Refusal::UnknownNode { .. } | Refusal::NotStaged { .. } => {
+                Self::Malformed(detail)
+            }
         }
     }
 }
