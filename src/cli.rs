@@ -83,7 +83,7 @@ enum Command {
     /// Register and look up service instances
     #[command(subcommand)]
     Service(service::Service),
-    /// Look at the cluster
+    /// Look at the cluster and change who is in it
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
     /// Print the version

@@ -13,6 +13,7 @@
 //! | heartbeats | beats taken by the admin API | the leader's next tick | aborted after the drain |
 //! | watches | `Cluster::changes` | the watchers at this node | aborted after the drain; open watches are told of the end |
 //! | reload | SIGHUP, the gateway file | proposals | aborted after the drain |
+//! | drain | SIGTERM, `POST /v1/node/drain` | the leadership to another node, the proxy's end | aborted after the drain |
 //! | quorum | a linearizable read now and then | `caught_up`, log lines | aborted after the drain |
 //! | admin | its listener | calls of all of the above | told to stop after the drain; open calls get 2 s |
 //! | signals | SIGTERM, SIGINT, SIGHUP | drain, stop at once, reload | with the process |
@@ -41,6 +42,7 @@ use crate::{
     config::node::{NodeConfig, Role},
     control::{
         admin::{self, Context},
+        drain::{self, Drain},
         heartbeats::Heartbeats,
         publish::{Published, Publisher},
         reload::Reload,
@@ -191,6 +193,8 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
         let watches = watches.clone();
         async move { watches.run(changes).await }
     });
+    let drain = Arc::new(Drain::new(cluster.clone(), proxy.clone()));
+    tasks.spawn("drain", drain.clone().run());
     tasks.spawn("quorum", watch_quorum(cluster.clone(), caught_up));
     tasks.spawn("heartbeats", {
         let (heartbeats, cluster) = (heartbeats.clone(), cluster.clone());
@@ -216,6 +220,7 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
         published,
         heartbeats,
         watches: watches.clone(),
+        drain: drain.clone(),
         caught_up: has_caught_up,
         build: BUILD,
     });
@@ -229,8 +234,9 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     };
     if result.is_ok() {
         info!(wait = ?config.drain_wait, deadline = ?config.drain_deadline, "draining; a second signal ends it at once");
+        drain.begin();
         tokio::select! {
-            () = proxy.drain() => info!("drained"),
+            () = drain.done() => {}
             () = signals.stop() => warn!("told to stop at once; open requests are cut"),
         }
     }
@@ -243,6 +249,10 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     let closing = async {
         if !admin.is_finished() {
             let _ = admin.await;
+        }
+        if result.is_ok() {
+            // Nobody else could lead when the drain began, or wanted to since.
+            drain::hand_over(&cluster).await;
         }
         cluster.shutdown().await;
     };

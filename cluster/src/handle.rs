@@ -32,7 +32,8 @@ pub struct ClusterConfig {
     pub data_dir: PathBuf,
     /// The group's name; a data folder of another one is refused.
     pub cluster_name: String,
-    /// How many nodes form the group on the first start; 1 with no peers: a cluster of one.
+    /// How many nodes form the group on the first start; 1 with no peers: a cluster of one; 0: this node forms
+    /// none, it waits for a member among its peers or for an invitation.
     pub expect: usize,
     /// `host:port` of all nodes that may form it, this one included or not.
     pub peers: Vec<String>,

@@ -514,22 +514,35 @@ async fn farewell(node: &Node, membership: &Membership, id: NodeId, deadline: In
     }
 }
 
+// === impl ManageError ===
+
+impl ManageError {
+    /// Why, without what follows from it.
+    fn reason(&self) -> &str {
+        let (Self::UnknownNode(reason)
+        | Self::Refused(reason)
+        | Self::NotDone(reason)
+        | Self::Unknown(reason)) = self;
+        reason
+    }
+}
+
 // === impl Tried ===
 
 impl From<v1::ManageReply> for Tried {
     fn from(reply: v1::ManageReply) -> Self {
         let v1::ManageReply { node, unknown, refused, not_done, elsewhere, unclear } = reply;
-        let failures: [(String, fn(String) -> ManageError); 4] = [
-            (unknown, ManageError::UnknownNode),
-            (refused, ManageError::Refused),
-            (not_done, ManageError::NotDone),
-            (unclear, ManageError::Unknown),
-        ];
         if !elsewhere.is_empty() {
             return Self::Elsewhere(elsewhere);
         }
-        match failures.into_iter().find(|(text, _)| !text.is_empty()) {
-            Some((text, error)) => Self::Failed(error(text)),
+        let failures = [
+            ManageError::UnknownNode(unknown),
+            ManageError::Refused(refused),
+            ManageError::NotDone(not_done),
+            ManageError::Unknown(unclear),
+        ];
+        match failures.into_iter().find(|failure| !failure.reason().is_empty()) {
+            Some(failure) => Self::Failed(failure),
             None => Self::Done(node),
         }
     }

@@ -316,13 +316,13 @@ pub(crate) async fn seek_certainty(door: Arc<Door>, node: Arc<Node>) {
         }
         let silent = node.heard.silence() >= CERTAINTY_PERIOD && !node.core.roles().is_leader();
         let roles = node.core.roles();
-        if silent && let Some(address) = whom_to_ask(&door, None, &roles.membership(), node.id) {
-            if let Ok(reply) = bootstrap::ask_to_join(&door, &address).await
-                && reply.removed
-            {
-                node.note_removed();
-                return;
-            }
+        if silent
+            && let Some(address) = whom_to_ask(&door, None, &roles.membership(), node.id)
+            && let Ok(reply) = bootstrap::ask_to_join(&door, &address).await
+            && reply.removed
+        {
+            node.note_removed();
+            return;
         }
         if !roles.core_runs() {
             return;

@@ -108,6 +108,11 @@ impl Client {
         Ok(Self { nodes, token, answer_timeout: ANSWER_TIMEOUT, last: Arc::default() })
     }
 
+    /// The nodes that it talks to.
+    pub(super) fn nodes(&self) -> &[String] {
+        &self.nodes
+    }
+
     /// The same client, which waits no longer than `answer_timeout` for one node.
     pub(super) fn with_timeout(&self, answer_timeout: Duration) -> Self {
         Self { answer_timeout, ..self.clone() }

@@ -45,7 +45,7 @@ pub struct NodeConfig {
 pub struct ClusterConfig {
     /// The cluster's name: a data folder of another one is refused.
     pub name: String,
-    /// How many nodes form it on the first start.
+    /// How many nodes form it on the first start; 0: it forms none, it waits to be let in.
     pub expect: usize,
     /// `host:port` of the peers, this node among them or not.
     pub peers: Vec<String>,

@@ -28,7 +28,7 @@ pub(super) const TOP: Keys = Keys {
 const NODE: Keys = Keys { known: &["name", "data_dir", "workers"], later: &[] };
 const ADMIN: Keys = Keys { known: &["listen"], later: &["tokens_file", "tls"] };
 const PEER: Keys = Keys { known: &["listen", "advertise", "secret_file"], later: &["tls"] };
-const CLUSTER: Keys = Keys { known: &["name", "expect", "peers", "role"], later: &[] };
+const CLUSTER: Keys = Keys { known: &["name", "expect", "peers", "role", "join"], later: &[] };
 const GATEWAY: Keys = Keys { known: &["file", "watch"], later: &[] };
 const DRAIN: Keys = Keys { known: &["wait", "deadline"], later: &[] };
 const LOG: Keys = Keys { known: &["level", "format", "access"], later: &[] };
@@ -139,6 +139,7 @@ struct ClusterFile {
     expect: Option<usize>,
     peers: Vec<String>,
     role: Option<Role>,
+    join: bool,
 }
 
 /// The sections that were written, to name the place of a problem between two keys.
@@ -232,6 +233,7 @@ fn cluster(section: &Section<'_>) -> ClusterFile {
         name: section.get("name").and_then(Field::name).map(str::to_owned),
         expect: expect.and_then(|n| usize::try_from(n).ok()),
         peers,
+        join: section.get("join").and_then(Field::boolean) == Some(true),
         role: role.map(|role| if role == "learner" { Role::Learner } else { Role::Voter }),
     }
 }
@@ -376,8 +378,13 @@ fn resolve_cluster(file: &ClusterFile, advertise: &str) -> (ClusterConfig, Optio
     let is_listed = file.peers.iter().any(|peer| peer == advertise);
     let nodes = file.peers.len() + usize::from(!is_listed);
     let role = file.role.unwrap_or(Role::Voter);
-    let expect = file.expect.unwrap_or(nodes.min(9));
-    let problem = if role == Role::Learner && file.peers.is_empty() {
+    let expect = if file.join { 0 } else { file.expect.unwrap_or(nodes.min(9)) };
+    let problem = if file.join && file.expect.is_some() {
+        let problem = "a node that joins forms no cluster, so it expects nobody".to_owned();
+        Some(("expect", problem, "remove cluster.expect, or cluster.join"))
+    } else if file.join {
+        None
+    } else if role == Role::Learner && file.peers.is_empty() {
         Some(("peers", "a learner has no peer to follow".to_owned(), "add cluster.peers"))
     } else if expect > nodes {
         let problem = format!("{expect} nodes are expected, but `cluster.peers` and this node are {nodes}");

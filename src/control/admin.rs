@@ -13,6 +13,7 @@ mod cluster;
 mod config;
 mod error;
 mod health;
+mod members;
 mod once;
 mod services;
 mod watch;
@@ -47,7 +48,7 @@ use self::{
     answer::{Answer, Body, Query, decode, text},
     error::ApiError,
 };
-use super::{heartbeats::Heartbeats, publish::Published, watch::Watches};
+use super::{drain::Drain, heartbeats::Heartbeats, publish::Published, watch::Watches};
 use crate::proxy::Proxy;
 
 /// Connections at one time. When they are taken, a new one takes the place of the one that has been idle for
@@ -91,6 +92,8 @@ pub struct Context {
     pub heartbeats: Arc<Heartbeats>,
     /// Who watches at this node.
     pub watches: Arc<Watches>,
+    /// This node's way out.
+    pub drain: Arc<Drain>,
     /// Whether this node has seen every write of the time before it started.
     pub caught_up: Receiver<bool>,
     /// This node's build.
@@ -266,6 +269,26 @@ async fn route(context: &Context, peer: SocketAddr, request: Request<Incoming>) 
         ["v1", "watch"] => match head.method {
             Method::GET => watch::watch(context, &head.headers, query).await,
             _ => method("GET"),
+        },
+        ["v1", "cluster", "members"] => match head.method {
+            Method::POST => members::add(context, query, body).await,
+            _ => method("POST"),
+        },
+        ["v1", "cluster", "members", id] => match head.method {
+            Method::DELETE => members::remove(context, id, query).await,
+            _ => method("DELETE"),
+        },
+        ["v1", "cluster", "members", id, "promote"] => match head.method {
+            Method::POST => members::promote(context, id, query).await,
+            _ => method("POST"),
+        },
+        ["v1", "cluster", "transfer-leader"] => match head.method {
+            Method::POST => members::transfer_leader(context, query, body).await,
+            _ => method("POST"),
+        },
+        ["v1", "node", "drain"] => match head.method {
+            Method::POST => members::drain(context, query).await,
+            _ => method("POST"),
         },
         ["livez"] if get => Ok(text(StatusCode::OK, "ok\n")),
         ["readyz" | "health"] if get => health::ready(context, query).await,

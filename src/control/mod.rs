@@ -19,6 +19,7 @@
 mod activation;
 pub mod admin;
 pub mod compile;
+pub mod drain;
 pub mod heartbeats;
 pub mod publish;
 pub mod reload;

@@ -15,6 +15,7 @@ mod harness;
 mod health;
 mod hostile;
 mod jwt;
+mod membership;
 mod metrics;
 mod policies;
 mod proxy_http;

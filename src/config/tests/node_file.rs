@@ -292,6 +292,11 @@ fn expect_defaults_to_the_peers_and_this_node() {
     assert_eq!(expect("cluster: { name: c }\n"), 1);
     assert_eq!(expect("cluster: { name: c, peers: ['a:1', 'b:1'] }\n"), 3);
     assert_eq!(expect("cluster: { name: c, peers: ['127.0.0.1:7170', 'b:1'] }\n"), 2);
+    assert_eq!(expect("cluster: { name: c, join: true, role: learner }\n"), 0, "it waits to be let in");
+    check_file(
+        "cluster: { name: c, join: true, expect: 1 }\n",
+        "f:1: cluster.expect: a node that joins forms no cluster, so it expects nobody (remove cluster.expect, or cluster.join)",
+    );
 }
 
 #[test]

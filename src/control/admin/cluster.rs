@@ -34,6 +34,8 @@ struct NodeJson {
     admin: String,
     peer: String,
     state: String,
+    /// Whether it is to stop soon.
+    draining: bool,
     /// Entries that its state is behind the furthest one that answers; null: it does not answer.
     lag: Option<u64>,
     config_version: Option<u64>,
@@ -65,26 +67,18 @@ impl NodeJson {
     fn new(member: Member, report: Option<MemberReport>, furthest: u64) -> Self {
         let Member { id, name, peer, admin, voter, lag: _ } = member;
         let role = if voter { "voter" } else { "learner" };
-        match report {
-            None => {
-                let state = "unreachable".to_owned();
-                Self { id, name, role, admin, peer, state, lag: None, config_version: None, build: None }
-            }
-            Some(report) => {
-                let MemberReport { build, config_version, applied, state, .. } = report;
-                let lag = Some(furthest.saturating_sub(applied));
-                Self {
-                    id,
-                    name,
-                    role,
-                    admin,
-                    peer,
-                    state,
-                    lag,
-                    config_version: Some(config_version),
-                    build: Some(build),
-                }
-            }
+        let state = report.as_ref().map_or_else(|| "unreachable".to_owned(), |report| report.state.clone());
+        Self {
+            id,
+            name,
+            role,
+            admin,
+            peer,
+            state,
+            draining: report.as_ref().is_some_and(|report| report.draining),
+            lag: report.as_ref().map(|report| furthest.saturating_sub(report.applied)),
+            config_version: report.as_ref().map(|report| report.config_version),
+            build: report.map(|report| report.build),
         }
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use gogate_cluster::{
-    ProposeError, ReadError,
+    ManageError, ProposeError, ReadError,
     state::{NodeId, Refusal},
 };
 use http::{HeaderValue, Response, StatusCode, header};
@@ -48,6 +48,9 @@ pub enum ApiError {
         /// What each node runs.
         nodes: BTreeMap<String, String>,
     },
+    /// It would do harm, or makes no sense as things are.
+    #[error("{0}")]
+    Refused(String),
     /// It is written, and not every node runs it yet.
     #[error("{detail}")]
     NotYet {
@@ -123,6 +126,7 @@ impl ApiError {
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not found", "not-found"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed", "method"),
             Self::Conflict { .. } => (StatusCode::CONFLICT, "conflict", "conflict"),
+            Self::Refused(_) => (StatusCode::CONFLICT, "conflict", "conflict"),
             Self::NotYet { .. } => (StatusCode::GATEWAY_TIMEOUT, "not running everywhere yet", "not-yet"),
             Self::Stale { .. } => (StatusCode::PRECONDITION_FAILED, "stale version", "stale"),
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body too large", "too-large"),
@@ -175,6 +179,18 @@ impl From<ProposeError> for ApiError {
         match error {
             ProposeError::NotDone { .. } => Self::Unavailable(error.to_string()),
             ProposeError::Unknown { .. } => Self::Unknown(error.to_string()),
+        }
+    }
+}
+
+impl From<ManageError> for ApiError {
+    fn from(error: ManageError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ManageError::UnknownNode(_) => Self::NotFound(detail),
+            ManageError::Refused(_) => Self::Refused(detail),
+            ManageError::NotDone(_) => Self::Unavailable(detail),
+            ManageError::Unknown(_) => Self::Unknown(detail),
         }
     }
 }

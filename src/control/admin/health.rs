@@ -32,12 +32,13 @@ const GATHER_TIMEOUT: Duration = Duration::from_secs(5);
 /// `GET /readyz`
 pub(super) async fn ready(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
     let query = Query::new(query, &["verbose"])?;
-    let draining = context.proxy.is_draining();
+    let draining = context.proxy.is_draining() || context.drain.has_begun();
+    let removed = context.cluster.is_removed();
     let (version, error) = (context.published.version(), context.published.error());
     let known = context.published.once() && (version > 0 || *context.caught_up.borrow());
     // Without a document there is nothing to serve and nothing wrong; with one that cannot run there is.
     let runs = version > 0 || error.is_empty();
-    let ready = known && runs && !draining;
+    let ready = known && runs && !draining && !removed;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     if !query.flag("verbose")? {
         return Ok(text(status, if ready { "ok\n" } else { "not ready\n" }));
@@ -49,6 +50,9 @@ pub(super) async fn ready(context: &Context, query: Option<&str>) -> Result<Answ
         let _ = writeln!(said, "[{mark}] {what}: {detail}");
     };
     line(!draining, "accepting", if draining { "draining" } else { "ok" });
+    if removed {
+        line(false, "member", "this node was removed from its cluster; it serves what it last knew: stop it");
+    }
     line(known, "state", if known { "ok" } else { "this node has not heard from its cluster yet" });
     line(
         error.is_empty(),
@@ -240,6 +244,11 @@ pub(super) fn index(context: &Context) -> String {
          GET  /v1/config/diff                what a version changed (?from=&to=)\n\
          GET  /v1/config/status?wait=N       what each node runs\n\
          POST /v1/config/rollback            {{version}}\n\
+         POST /v1/cluster/members            let a waiting node in {{address, role?}}\n\
+         POST /v1/cluster/members/ID/promote have a learner vote\n\
+         DELETE /v1/cluster/members/ID       take a node out for good\n\
+         POST /v1/cluster/transfer-leader    {{to?}}\n\
+         POST /v1/node/drain                 this node is to stop: 202 until it is drained\n\
          GET  /livez /readyz?verbose /backends /metrics\n",
         context.build, context.node
     )

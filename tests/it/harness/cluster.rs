@@ -31,6 +31,7 @@ struct Node {
     name: String,
     admin: SocketAddr,
     web: SocketAddr,
+    peer: String,
     file: PathBuf,
     process: Option<Program>,
 }
@@ -100,6 +101,14 @@ impl TestCluster {
         }
     }
 
+    /// Writes the file of one more node, which waits to be let in; returns its place.
+    pub fn prepare_waiting(&mut self, role: &str) -> usize {
+        let place = self.nodes.len();
+        let cluster = format!("{{ name: test, join: true, role: {role} }}");
+        self.nodes.push(Node::write(self.dir.path(), place, &free_address().to_string(), &cluster));
+        place
+    }
+
     pub fn start_node(&mut self, node: usize) {
         let Node { name, file, process, .. } = &mut self.nodes[node];
         let log = File::options()
@@ -145,6 +154,22 @@ impl TestCluster {
 
     pub fn data_dir(&self, node: usize) -> PathBuf {
         self.dir.path().join(&self.nodes[node].name)
+    }
+
+    /// Where other nodes reach it.
+    pub fn peer(&self, node: usize) -> &str {
+        &self.nodes[node].peer
+    }
+
+    /// What it has logged.
+    pub fn log(&self, node: usize) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("{}.log", self.nodes[node].name))).unwrap()
+    }
+
+    /// `gogate` with the nodes' admin addresses: all of them, or one.
+    pub fn cli(&self, node: Option<usize>, arguments: &[&str]) -> (Option<i32>, String, String) {
+        let admins = node.map_or_else(|| self.admins(), |node| format!("http://{}", self.admin(node)));
+        run(gogate().args(["--admin", &admins]).args(arguments))
     }
 
     pub fn file(&self, node: usize) -> &Path {
@@ -240,20 +265,26 @@ impl Drop for TestCluster {
 
 impl Node {
     fn prepare(dir: &Path, place: usize, peers: &[String]) -> Self {
+        let (expect, list) = (peers.len(), peers.join(", "));
+        let cluster = format!("{{ name: test, expect: {expect}, peers: [{list}] }}");
+        Self::write(dir, place, &peers[place], &cluster)
+    }
+
+    fn write(dir: &Path, place: usize, peer: &str, cluster: &str) -> Self {
         let name = format!("n{}", place + 1);
         let (admin, web, file) = (free_address(), free_address(), dir.join(format!("{name}.yaml")));
-        let (data, peer, expect, list) = (dir.join(&name), &peers[place], peers.len(), peers.join(", "));
+        let data = dir.join(&name);
         let content = format!(
             "node:    {{ name: {name}, data_dir: \"{}\", workers: 1 }}\n\
              admin:   {{ listen: \"{admin}\" }}\n\
              peer:    {{ listen: \"{peer}\" }}\n\
-             cluster: {{ name: test, expect: {expect}, peers: [{list}] }}\n\
+             cluster: {cluster}\n\
              bind:    {{ web: \"{web}\" }}\n\
              drain:   {{ wait: 0s, deadline: 2s }}\n",
             data.display()
         );
         std::fs::write(&file, content).unwrap();
-        Self { name, admin, web, file, process: None }
+        Self { name, admin, web, peer: peer.to_owned(), file, process: None }
     }
 }
 
