@@ -2,10 +2,10 @@
 //!
 //! Invariants: an answer goes to stdout, everything else to stderr; exit codes are 0 done, 1 refused or failed,
 //! 2 wrong usage, 3 outcome unknown; the environment is what `main` read. Neighbours: one file below for each
-//! group of commands; those that talk to a cluster do so through [`client`] alone.
+//! group of commands; those that talk to a cluster do so through
+//! [`crate::client`] alone.
 
 pub mod check;
-mod client;
 mod cluster;
 mod config;
 mod dev;
@@ -19,7 +19,7 @@ use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use self::client::Client;
+use crate::client::{self, Client};
 
 /// Where the admin API is unless told otherwise.
 const ADMIN_DEFAULT: &str = "http://127.0.0.1:7070";
@@ -170,7 +170,7 @@ impl Target {
     fn client(&self, environment: &Environment) -> Result<Client, CliError> {
         let admin = self.admin.as_ref().or_else(|| environment.get("GOGATE_ADMIN"));
         let token = self.token.as_ref().or_else(|| environment.get("GOGATE_TOKEN"));
-        Client::new(admin.map_or(ADMIN_DEFAULT, String::as_str), token.cloned())
+        Ok(Client::new(admin.map_or(ADMIN_DEFAULT, String::as_str).split(','), token.cloned())?)
     }
 }
 
@@ -182,6 +182,21 @@ impl CliError {
             Self::Failed(_) => ExitCode::from(1),
             Self::Usage(_) => ExitCode::from(2),
             Self::Unknown(_) | Self::NotYet(_) => ExitCode::from(3),
+        }
+    }
+}
+
+impl From<client::Error> for CliError {
+    fn from(error: client::Error) -> Self {
+        match error {
+            client::Error::Address(said) => Self::Usage(said),
+            client::Error::Refused { kind, detail, .. } if kind == "not-yet" => Self::NotYet(detail),
+            client::Error::Refused { detail, .. } => Self::Failed(detail),
+            client::Error::Unknown(said) => Self::Unknown(said),
+            client::Error::Unreachable(said) => Self::Failed(format!(
+                "{said}\nstart one with `gogate dev` or `gogate serve`, or name the nodes with --admin or GOGATE_ADMIN"
+            )),
+            client::Error::Answer(_) => Self::Failed(error.to_string()),
         }
     }
 }

@@ -88,7 +88,7 @@ impl ClusterCommand {
 }
 
 async fn change(client: &Client, call: Call) -> Result<Value, CliError> {
-    client.with_timeout(CHANGE_TIMEOUT).call(&call).await?.json()
+    Ok(client.with_timeout(CHANGE_TIMEOUT).call(&call).await?.json()?)
 }
 
 fn nodes(value: &Value) -> Table {

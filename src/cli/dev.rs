@@ -206,7 +206,7 @@ impl Dev {
                     if let Ok((ended, status)) = processes.ended.try_recv() {
                         return Err(processes.died_early(ended, status, node));
                     }
-                    let client = Client::new(&address.to_string(), None)?;
+                    let client = Client::new([address.to_string()], None)?;
                     // A kept folder's document may have other routes by now: then 404 is the right answer.
                     let stands = |status: StatusCode| status.is_success() || status == StatusCode::NOT_FOUND;
                     if client.send(&Call::get(path)).await.is_ok_and(|reply| stands(reply.status)) {

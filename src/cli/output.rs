@@ -18,11 +18,16 @@ pub(super) fn show(format: Format, value: &Value, table: impl FnOnce() -> Table)
 
 /// Writes to stdout. A reader that has gone away, as `head` does, is no error.
 pub(super) fn print(text: &str) -> Result<(), CliError> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(CliError::Failed(format!("the answer cannot be written: {error}")))
-        }
-        _ => Ok(()),
+    tell(text).map(drop)
+}
+
+/// Writes to stdout, one of many times; false: the reader has gone away.
+pub(super) fn tell(text: &str) -> Result<bool, CliError> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(CliError::Failed(format!("the answer cannot be written: {error}"))),
     }
 }
 
@@ -79,7 +84,7 @@ pub(super) fn cell(value: &Value) -> String {
 }
 
 /// JSON as block YAML; texts are quoted as JSON quotes them, which YAML reads alike.
-fn yaml(value: &Value) -> String {
+pub(super) fn yaml(value: &Value) -> String {
     let mut text = String::new();
     write_yaml(&mut text, value, 0, false);
     text

@@ -1,19 +1,17 @@
 //! `gogate sample`: a small HTTP service that registers itself, for `gogate dev`, the containers and tests.
 //!
 //! It answers every request with its own name and what reached it. Invariants: it registers under one id for
-//! all of its life, beats three times within its TTL, registers again when it was forgotten, and
-//! deregisters when it is told to stop.
+//! all of its life, tries until a node takes it, and deregisters when it is told to stop.
 
 use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
-use serde_json::json;
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -21,9 +19,8 @@ use tokio::{
 
 use super::{
     CliError,
-    client::{Call, Client},
+    client::{Client, Instance, Registration},
     serve::die_with,
-    service::path,
 };
 
 /// The request's headers that an answer repeats.
@@ -41,9 +38,6 @@ const SHOWN: [&str; 9] = [
 
 /// Between two tries while no node takes the registration.
 const RETRY: Duration = Duration::from_millis(250);
-
-/// How long deregistering may hold up the end.
-const FAREWELL: Duration = Duration::from_secs(3);
 
 #[derive(Args)]
 pub(super) struct Sample {
@@ -108,14 +102,21 @@ impl Sample {
 
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let mut registration = None;
+        let registering = async {
+            registration = Some(service.register(&client, ttl).await);
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             () = service.serve(listener) => {}
-            () = service.stay_registered(&client, &self.ttl, ttl / 3) => {}
+            () = registering => {}
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        let farewell = Call::new(Method::DELETE, path(&service.id));
-        let _ = tokio::time::timeout(FAREWELL, client.call(&farewell)).await;
+        if let Some(registration) = registration {
+            // Without it the instance's life ends by itself.
+            let _ = registration.close().await;
+        }
         Ok(())
     }
 }
@@ -167,32 +168,23 @@ impl Service {
         answer
     }
 
-    /// Registers, then beats; registers again when it was forgotten.
-    async fn stay_registered(&self, client: &Client, ttl: &str, period: Duration) {
-        let body = json!({"id": self.id, "name": self.name, "address": self.address, "ttl": ttl});
-        let register = Call::new(Method::POST, "/v1/services").json(&body).repeatable();
-        let beat = Call::new(Method::PUT, format!("{}/heartbeat", path(&self.id))).repeatable();
-        // A node that hangs must not cost the life: a second one is asked within the same period.
-        let client = client.with_timeout(period.mul_f64(0.75).max(RETRY));
+    /// Registers: tries until a node takes it.
+    async fn register(&self, client: &Client, ttl: Duration) -> Registration {
+        let Self { name, id, address } = self;
+        let instance = Instance { id: id.clone(), ttl, ..Instance::new(name, address) };
+        let mut told = false;
         loop {
-            // Registering is idempotent by its id: an unknown outcome is tried again too.
-            let mut told = false;
-            while let Err(error) = client.call(&register).await {
-                if !told {
-                    eprintln!("gogate sample: {} is not registered yet: {error}", self.name);
-                    told = true;
+            match client.register(instance.clone()).await {
+                Ok(registration) => {
+                    eprintln!("gogate sample: {name} is registered as {id}");
+                    return registration;
                 }
-                tokio::time::sleep(RETRY).await;
+                // By its id registering may be repeated: an unknown outcome is tried again, too.
+                Err(error) if !told => eprintln!("gogate sample: {name} is not registered yet: {error}"),
+                Err(_) => {}
             }
-            eprintln!("gogate sample: {} is registered as {}", self.name, self.id);
-            loop {
-                tokio::time::sleep(period).await;
-                match client.send(&beat).await {
-                    Ok(reply) if reply.status == StatusCode::NOT_FOUND => break,
-                    // What could not be told now is told with the next beat: three fit into the TTL.
-                    Ok(_) | Err(_) => {}
-                }
-            }
+            told = true;
+            tokio::time::sleep(RETRY).await;
         }
     }
 }

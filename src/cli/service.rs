@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{
     CliError, Format,
-    client::{Call, Client},
-    output::{Table, cell, print, show},
+    client::{Call, Client, Event, Instance, encode, instance_path},
+    output::{Table, cell, print, show, tell, yaml},
 };
 
 #[derive(Subcommand)]
@@ -39,6 +39,11 @@ pub(super) enum Service {
     Heartbeat {
         /// Its id
         id: String,
+    },
+    /// Print changes as they happen, at whichever node is left
+    Watch {
+        /// Those of one service
+        name: Option<String>,
     },
 }
 
@@ -84,20 +89,21 @@ impl Service {
                 show(output, &value, || table(value.as_array().into_iter().flatten()))
             }
             Self::Get { id } => {
-                let value = client.call(&Call::get(path(&id))).await?.json()?;
+                let value = client.call(&Call::get(instance_path(&id))).await?.json()?;
                 show(output, &value, || table([&value]))
             }
+            Self::Watch { name } => watch(client, output, name.as_deref()).await,
             Self::Register(register) => {
                 let call = Call::new(Method::POST, "/v1/services").json(&register.body()?);
                 let value = client.call(&call).await?.json()?;
                 show(output, &value, || table([&value]))
             }
             Self::Deregister { id } => {
-                client.call(&Call::new(Method::DELETE, path(&id))).await?;
+                client.call(&Call::new(Method::DELETE, instance_path(&id))).await?;
                 print(&format!("{id} is gone\n"))
             }
             Self::Heartbeat { id } => {
-                let call = Call::new(Method::PUT, format!("{}/heartbeat", path(&id))).repeatable();
+                let call = Call::new(Method::PUT, format!("{}/heartbeat", instance_path(&id))).repeatable();
                 let value = client.call(&call).await?.json()?;
                 show(output, &value, || {
                     let mut table = Table::new(&["EPOCH", "EXPIRES_IN_MS"]);
@@ -127,6 +133,51 @@ impl Register {
     }
 }
 
+/// Prints until nobody reads on.
+async fn watch(client: &Client, output: Format, name: Option<&str>) -> Result<(), CliError> {
+    let mut watch = client.watch(name).await?;
+    loop {
+        let event = watch.next().await?;
+        let value = || serde_json::to_value(&event).expect("its keys are texts and nothing in it can fail");
+        let text = match output {
+            Format::Json => format!("{}\n", value()),
+            Format::Yaml => format!("---\n{}", yaml(&value())),
+            Format::Table => lines(&event, &time_of_day()),
+        };
+        if !tell(&text)? {
+            return Ok(());
+        }
+    }
+}
+
+/// An event for a person: when it was heard of, what happened, to whom.
+fn lines(event: &Event, time: &str) -> String {
+    let line = |what: &str, instance: &Instance| {
+        let Instance { id, name, address, .. } = instance;
+        format!("{time}  {what:<12}  {id:<28}  {name:<16}  {address}\n")
+    };
+    match event {
+        Event::Snapshot { index, instances, .. } => {
+            let count = instances.len();
+            let mut text = format!("{time}  {:<12}  instances: {count}, index: {index}\n", "snapshot");
+            text.extend(instances.iter().map(|instance| line("present", instance)));
+            text
+        }
+        Event::Registered { instance, .. } => line("registered", instance),
+        Event::Updated { instance, .. } => line("updated", instance),
+        Event::Deregistered { instance, .. } => line("deregistered", instance),
+        Event::Expired { instance, .. } => line("expired", instance),
+        Event::Config { version, .. } => format!("{time}  {:<12}  version {version}\n", "config"),
+    }
+}
+
+/// The time of day in UTC.
+fn time_of_day() -> String {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let seconds = now.as_secs() % 86_400;
+    format!("{:02}:{:02}:{:02}Z", seconds / 3600, seconds / 60 % 60, seconds % 60)
+}
+
 fn table<'a>(instances: impl IntoIterator<Item = &'a Value>) -> Table {
     let mut table = Table::new(&["ID", "SERVICE", "ADDRESS", "WEIGHT", "TTL", "EXPIRES_IN_MS", "TAGS"]);
     for instance in instances {
@@ -134,22 +185,4 @@ fn table<'a>(instances: impl IntoIterator<Item = &'a Value>) -> Table {
         table.row(keys.map(|key| cell(&instance[key])));
     }
     table
-}
-
-/// The path of one instance.
-pub(super) fn path(id: &str) -> String {
-    format!("/v1/services/{}", encode(id))
-}
-
-/// Percent-encodes all but what is unreserved (RFC 3986, section 2.3).
-fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
 }

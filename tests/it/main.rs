@@ -10,6 +10,7 @@ mod bad_input;
 mod balance;
 mod bypass;
 mod cli;
+mod client;
 mod config_apply;
 mod harness;
 mod health;

@@ -2,8 +2,15 @@
 
 use std::{
     collections::BTreeSet,
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
     time::{Duration, Instant},
+};
+
+use gogate::control::watch::{Told, Watches};
+use gogate_cluster::{
+    Cluster, ClusterConfig, Timers,
+    state::{Command, Outcome, Registration, State},
 };
 
 use crate::harness::{Connection, Event, Events, TestCluster, call, eventually, get, json};
@@ -219,4 +226,117 @@ fn watchers_that_have_gone_are_forgotten() {
     watching(20);
     drop(watches);
     watching(0);
+}
+
+/// A TCP proxy before a node's peer address: while it is shut, nothing reaches the node, and nobody is told so.
+struct Gate {
+    address: String,
+    open: tokio::sync::watch::Sender<bool>,
+}
+
+// === impl Gate ===
+
+impl Gate {
+    async fn before(target: SocketAddr) -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let (open, opened) = tokio::sync::watch::channel(true);
+        tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                let mut open = opened.clone();
+                tokio::spawn(async move {
+                    let _ = open.wait_for(|open| *open).await;
+                    let Ok(mut far) = tokio::net::TcpStream::connect(target).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                        _ = open.wait_for(|open| !*open) => {}
+                    }
+                    let _ = open.wait_for(|open| *open).await;
+                });
+            }
+        });
+        Self { address, open }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_gets_a_snapshot_tells_its_watchers_to_look_again_and_goes_on_from_there() {
+    const NODES: usize = 3;
+    let dir = tempfile::tempdir().unwrap();
+    let listeners: Vec<_> = (0..NODES).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let mut gates = Vec::new();
+    for listener in &listeners {
+        gates.push(Gate::before(listener.local_addr().unwrap()).await);
+    }
+    let peers: Vec<String> = gates.iter().map(|gate| gate.address.clone()).collect();
+    let started = listeners.into_iter().zip(&peers).zip(1..).map(|((listener, advertise), number)| {
+        Cluster::start(ClusterConfig {
+            name: format!("n{number}"),
+            data_dir: dir.path().join(format!("n{number}")),
+            cluster_name: "demo".to_owned(),
+            expect: NODES,
+            peers: peers.clone(),
+            learner: false,
+            listener,
+            advertise: advertise.clone(),
+            admin: String::new(),
+            secret: None,
+            build: "test".to_owned(),
+            timers: Timers { snapshot_entries: Some(40), ..Timers::default() },
+        })
+    });
+    let nodes: Vec<Cluster> =
+        futures_util::future::join_all(started).await.into_iter().map(Result::unwrap).collect();
+    let register = async |node: &Cluster, id: String| {
+        let (name, address) = ("api".into(), "10.0.0.1:9000".to_owned());
+        let (metadata, tags) = (std::collections::BTreeMap::new(), Vec::new());
+        let instance = Registration { id: id.into(), name, address, ttl_ms: 0, weight: 1, metadata, tags };
+        match node.propose(Command::Register(instance), SOON).await {
+            Ok(Outcome::Registered { instance, .. }) => instance.epoch,
+            other => panic!("{other:?}"),
+        }
+    };
+    register(&nodes[0], "first".to_owned()).await;
+    let leader = nodes[0].status().leader;
+    let leads = nodes.iter().position(|node| Some(node.node_id()) == leader).unwrap();
+    let away = (leads + 1) % NODES;
+    nodes[away].linearizable(SOON).await.unwrap();
+
+    let changes = nodes[away].changes();
+    let watches = Arc::new(Watches::new(nodes[away].read(State::index)));
+    let running = tokio::spawn({
+        let watches = watches.clone();
+        async move { watches.run(changes).await }
+    });
+    let mut watcher = watches.join(Some("api")).unwrap();
+    assert!(watcher.resume(1));
+    gates[away].open.send_replace(false);
+    // An entry each: they are proposed one after the other.
+    for number in 0..150 {
+        register(&nodes[leads], format!("i{number}")).await;
+    }
+    gates[away].open.send_replace(true);
+
+    let told = tokio::time::timeout(SOON, watcher.next()).await.expect("it is told");
+    assert!(matches!(told, Told::Reset), "{told:?}");
+    let node = &nodes[away];
+    let render =
+        || async { (node.read(State::index), node.read(|state| state.registry().len()).to_string().into()) };
+    let deadline = tokio::time::Instant::now() + SOON;
+    let snapshot = watcher.snapshot(deadline, node.read(State::index), render).await.unwrap();
+    let mut reached = snapshot.index;
+    assert!(reached > 40);
+    assert_eq!(snapshot.bytes, reached.to_string().as_bytes(), "one instance for each index");
+    let last = register(&nodes[leads], "last".to_owned()).await;
+    while reached < last {
+        let told = tokio::time::timeout(SOON, watcher.next()).await.expect("it goes on");
+        let Told::Events(events) = told else { panic!("{told:?}") };
+        for event in events {
+            assert_eq!(event.index, reached + 1, "each once, and none is left out");
+            reached = event.index;
+        }
+    }
+    futures_util::future::join_all(nodes.iter().map(Cluster::shutdown)).await;
+    running.await.unwrap();
+    assert!(matches!(watcher.next().await, Told::Stopping));
 }
