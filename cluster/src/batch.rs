@@ -199,7 +199,10 @@ fn weight(command: &Command) -> usize {
                 registration.id.len() + registration.name.len() + registration.address.len() + metadata + tags
             }
             Command::Deregister { id } => id.len(),
-            Command::PutDocument(document) => document.content.len() + document.by.len(),
+            Command::PutDocument(document) | Command::PutUploaded { document, .. } => {
+                document.content.len() + document.by.len()
+            }
+            Command::StorePart { bytes, .. } => bytes.len(),
             Command::RollbackDocument { by, .. } => by.len(),
             Command::AdmitNode(node) => node.name.len(),
             Command::ActivateDocument { .. } => 0,

@@ -6,9 +6,11 @@
 use std::{
     path::{Path, PathBuf},
     sync::{Arc, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::sync::{broadcast, watch};
 
 use crate::{
@@ -18,7 +20,7 @@ use crate::{
     manage::ManageError,
     node::{Node, Report, Tasks, open_node},
     raft::{self, Links, Replica},
-    state::{Change, ChangeKind, Command, Fate, Heartbeat, NodeId, Outcome, State},
+    state::{Change, ChangeKind, Command, Fate, Heartbeat, NodeId, Outcome, PART_BYTES, State},
     status::{self, Member, MemberReport, Status},
     storage::{DataDir, Owner, StorageError},
 };
@@ -238,9 +240,45 @@ impl Cluster {
     }
 
     /// Has `command` agreed on: acknowledged once it is on a majority's disks and applied by the leader. A
-    /// follower passes it on once, inside `timeout`.
+    /// follower passes it on once, inside `timeout`. A large document goes ahead in parts.
     pub async fn propose(&self, command: Command, timeout: Duration) -> Result<Outcome, ProposeError> {
-        self.inner.node.proposer.propose(command, timeout).await
+        let deadline = Instant::now() + timeout;
+        let command = self.in_parts(command, deadline).await?;
+        self.inner.node.proposer.propose(command, deadline.saturating_duration_since(Instant::now())).await
+    }
+
+    /// The same command, or one that uses what was stored of it in parts.
+    async fn in_parts(&self, command: Command, deadline: Instant) -> Result<Command, ProposeError> {
+        match command {
+            Command::PutDocument(mut document) if document.content.len() > PART_BYTES => {
+                let content = Bytes::copy_from_slice(document.content.as_bytes());
+                document.content = "".into();
+                let (upload, parts) = self.store(&content, deadline).await?;
+                Ok(Command::PutUploaded { upload, parts, document })
+            }
+            Command::Once { key, fingerprint, command } => {
+                let command = Box::new(Box::pin(self.in_parts(*command, deadline)).await?);
+                Ok(Command::Once { key, fingerprint, command })
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// Stores `bytes` in parts that nobody sees yet; the upload's number, and how many parts it has.
+    async fn store(&self, bytes: &Bytes, deadline: Instant) -> Result<(u64, u32), ProposeError> {
+        let upload = rand::random();
+        let parts = (0..).zip(bytes.chunks(PART_BYTES)).map(|(part, chunk)| {
+            let command = Command::StorePart { upload, part, bytes: bytes.slice_ref(chunk) };
+            self.inner.node.proposer.propose(command, deadline.saturating_duration_since(Instant::now()))
+        });
+        let stored = join_all(parts).await;
+        let count = u32::try_from(stored.len()).unwrap_or(u32::MAX);
+        for part in stored {
+            part.map_err(|error| ProposeError::NotDone {
+                reason: format!("it goes ahead in {count} parts, and one of them was not stored ({error})"),
+            })?;
+        }
+        Ok((upload, count))
     }
 
     /// Returns once this node's state holds every write that was acknowledged before the call.

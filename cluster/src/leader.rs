@@ -18,7 +18,7 @@ use crate::{
     batch::{Proposer, heartbeat_weight},
     members,
     raft::{Core, Replica, Roles},
-    state::{Command, ELAPSED_MS_MAX, Heartbeat, NewNode, TICK_PERIOD},
+    state::{Command, ELAPSED_MS_MAX, Heartbeat, NewNode, SPREAD_TICKS, TICK_PERIOD},
 };
 
 /// How often a leader that no majority hears looks whether one does again.
@@ -52,6 +52,8 @@ pub(crate) struct Duties {
     replica: Arc<Replica>,
     proposer: Proposer,
     inbox: Arc<Inbox>,
+    /// The services that were reported to expire over several ticks.
+    spread: Mutex<BTreeSet<Arc<str>>>,
 }
 
 // === impl Inbox ===
@@ -129,7 +131,7 @@ fn keep_newest(beats: &mut BTreeMap<Arc<str>, Beat>, id: Arc<str>, beat: Beat) {
 
 impl Duties {
     pub(crate) fn new(core: Core, replica: Arc<Replica>, proposer: Proposer, inbox: Arc<Inbox>) -> Self {
-        Self { core, replica, proposer, inbox }
+        Self { core, replica, proposer, inbox, spread: Mutex::default() }
     }
 
     pub(crate) async fn run(self, mut stop: watch::Receiver<bool>) {
@@ -194,9 +196,23 @@ impl Duties {
                 return;
             }
             if last {
+                self.report_spread();
                 return;
             }
         }
+    }
+
+    /// Says when most of a service begins and ends to expire.
+    fn report_spread(&self) {
+        let now: BTreeSet<Arc<str>> = self.replica.read(|state| state.registry().spread().cloned().collect());
+        let mut told = self.spread.lock().unwrap_or_else(PoisonError::into_inner);
+        for service in now.difference(&told) {
+            tracing::warn!(%service, "more than half of a service was not heard from: it expires over {SPREAD_TICKS} s, and whoever is heard from meanwhile stays");
+        }
+        for service in told.difference(&now) {
+            tracing::info!(%service, "no more of the service is due to expire");
+        }
+        *told = now;
     }
 
     /// The first members were not admitted by anybody: their ids are noted as used now.

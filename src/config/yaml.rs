@@ -16,9 +16,8 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span};
 
 use super::problem::{Place, Problem};
 
-/// Bytes of a text. A document has to fit into one command of the cluster, whose messages hold 4 MiB
-/// (`control::admin::config` checks that it does).
-pub const TEXT_BYTES_MAX: usize = 3 << 20;
+/// Bytes of a text.
+pub const TEXT_BYTES_MAX: usize = 8 << 20;
 
 /// Levels of nesting; the deepest key that exists is at 6.
 const DEPTH_MAX: usize = 64;

@@ -184,11 +184,11 @@ fn the_largest_document_is_written_through_a_follower_and_a_larger_one_is_too_la
     let service = TestService::start("echo");
     let follower = 1 - cluster.leader();
     let mut largest = document("/", service.address);
-    while largest.len() < 3 << 20 {
-        let missing = (3 << 20) - largest.len();
+    while largest.len() < 8 << 20 {
+        let missing = (8 << 20) - largest.len();
         largest.push_str(&format!("#{}\n", "x".repeat(missing.min(1000).saturating_sub(2))));
     }
-    largest.truncate(3 << 20);
+    largest.truncate(8 << 20);
     assert_eq!(cluster.apply(follower, &largest)["version"], 1);
     largest.push('\n');
     assert_eq!(json(cluster.admin(follower), "PUT", "/v1/config", &largest).0, 413);

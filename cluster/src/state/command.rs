@@ -5,6 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{Instance, NodeId};
@@ -67,6 +68,24 @@ pub enum Command {
     RetireNode {
         /// Which one.
         node: NodeId,
+    },
+    /// A part of a value that is larger than an entry may be; nothing shows of it before it is used.
+    StorePart {
+        /// By chance: which value.
+        upload: u64,
+        /// Which part, from 0.
+        part: u32,
+        /// The part itself.
+        bytes: Bytes,
+    },
+    /// Stages a document whose content was stored in parts; its own is empty.
+    PutUploaded {
+        /// Which value.
+        upload: u64,
+        /// How many parts it has.
+        parts: u32,
+        /// All else.
+        document: NewDocument,
     },
 }
 
@@ -168,6 +187,8 @@ pub enum Outcome {
         /// Its id.
         node: NodeId,
     },
+    /// The part is kept for a while.
+    Stored,
 }
 
 /// Why a [`Command`] changed nothing.
@@ -230,4 +251,7 @@ pub enum Refusal {
         /// Which id.
         node: NodeId,
     },
+    /// Parts of the value are missing: they were kept for too long.
+    #[error("what was written in parts is not whole any more; nothing was changed: try again")]
+    UploadGone,
 }

@@ -5,7 +5,7 @@
 //! or [`Documents::refuse`] drops it.
 //!
 //! Invariants: a number is given once and numbers go up, those that were refused included; at most one document is
-//! staged; the current one is the newest that was activated; at most [`HISTORY`] of those are kept; what equals the
+//! staged; the current one is the newest that was activated; at most [`HISTORY`] of those and some 64 MiB are kept; what equals the
 //! current one is not a new version. Whether a document is valid was decided before it was proposed: here it is
 //! text. Neighbours: `State::apply` calls, `crate::activation` asks the nodes, `crate::control` validates and compiles.
 
@@ -18,6 +18,9 @@ use super::command::{NewDocument, Refusal};
 
 /// How many versions are kept.
 pub const HISTORY: usize = 64;
+
+/// Bytes of all that are kept; of more, the oldest go, but not the last two: the current one, and the one to go back to.
+const HISTORY_BYTES: usize = 64 << 20;
 
 /// How many refusals are kept, for callers that still wait for the answer.
 const REFUSED_MAX: usize = 16;
@@ -147,8 +150,9 @@ impl Documents {
     pub(super) fn activate(&mut self, version: u64) -> Result<(), Refusal> {
         let staged = self.take_staged(version)?;
         self.versions.push_back(staged);
-        if self.versions.len() > HISTORY {
-            self.versions.pop_front();
+        let mut bytes: usize = self.versions.iter().map(|version| version.content.len()).sum();
+        while self.versions.len() > HISTORY || (bytes > HISTORY_BYTES && self.versions.len() > 2) {
+            bytes -= self.versions.pop_front().map_or(0, |oldest| oldest.content.len());
         }
         Ok(())
     }

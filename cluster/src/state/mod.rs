@@ -11,6 +11,7 @@ mod config;
 mod members;
 mod once;
 mod registry;
+mod uploads;
 
 use std::sync::Arc;
 
@@ -18,10 +19,11 @@ pub use clock::{ELAPSED_MS_MAX, LogClock, TICK_PERIOD};
 pub use command::{Command, Heartbeat, NewDocument, NewNode, Outcome, Refusal, Registration};
 pub use config::{Documents, Fate, HISTORY, Version};
 pub use members::Members;
-pub use registry::{EXPIRY_GRACE_MS, Instance, Registry};
+pub use registry::{EXPIRY_GRACE_MS, Instance, Registry, SPREAD_MIN, SPREAD_TICKS};
 use serde::{Deserialize, Serialize};
+pub use uploads::PART_BYTES;
 
-use self::once::Answers;
+use self::{once::Answers, uploads::Uploads};
 
 /// A node's id: at least 1, given once, never used again.
 pub type NodeId = u64;
@@ -36,6 +38,7 @@ pub struct State {
     documents: Documents,
     members: Members,
     answers: Answers,
+    uploads: Uploads,
 }
 
 /// Something a reader can see changed, at `index`.
@@ -94,6 +97,7 @@ impl State {
                     self.change(ChangeKind::Expired(instance), changes);
                 }
                 self.answers.forget(now_ms);
+                self.uploads.forget(now_ms);
                 Outcome::Ticked
             }
             Command::Register(registration) => {
@@ -123,6 +127,18 @@ impl State {
             }
             Command::RollbackDocument { to, expected, by, at_ms } => {
                 let staged = self.documents.stage_old(to, expected, by, at_ms);
+                self.staged(staged, changes)
+            }
+            Command::StorePart { upload, part, bytes } => {
+                self.uploads.keep(upload, part, bytes, now_ms);
+                Outcome::Stored
+            }
+            Command::PutUploaded { upload, parts, document } => {
+                let content =
+                    self.uploads.take(upload, parts).and_then(|bytes| String::from_utf8(bytes).ok());
+                let staged = content.ok_or(Refusal::UploadGone).and_then(|content| {
+                    self.documents.stage(NewDocument { content: content.into(), ..document })
+                });
                 self.staged(staged, changes)
             }
             Command::ActivateDocument { version } => {

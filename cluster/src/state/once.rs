@@ -38,8 +38,8 @@ impl Answers {
 
     /// Keeps what a key was answered that has no answer yet.
     pub(super) fn keep(&mut self, key: Arc<str>, fingerprint: [u8; 16], outcome: &Outcome, now_ms: u64) {
-        // Another document in force is no answer: whoever repeats it wants to know how its own ends.
-        if matches!(outcome, Outcome::Refused(Refusal::Staging { .. })) {
+        // Nothing was decided on the request itself: whoever repeats it wants to know how it ends.
+        if matches!(outcome, Outcome::Refused(Refusal::Staging { .. } | Refusal::UploadGone)) {
             return;
         }
         if self.ends.len() >= ANSWERS_MAX {

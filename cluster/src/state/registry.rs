@@ -1,8 +1,8 @@
 //! The registry: which service instances exist, and when a silent one vanishes.
 //!
 //! Invariants: `instances`, `services` and `deadlines` tell of the same instances; an instance expires at a
-//! tick and nowhere else; a beat renews only the life (epoch) that it was sent by. Neighbours: `State::apply`
-//! calls, `clock` says what time it is.
+//! tick and nowhere else; a beat renews only the life (epoch) that it was sent by; most of a service never vanishes at
+//! one tick ([`SPREAD_TICKS`]). Neighbours: `State::apply` calls, `clock` says what time it is.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,17 +38,41 @@ pub struct Instance {
 /// every quarter of a second; with a tick a second this makes an expiry at most 1.5 s late, never early.
 pub const EXPIRY_GRACE_MS: u64 = 500;
 
+/// When more than half of a service is due at one tick, it is more likely cut off than dead: it expires over so many
+/// ticks, and what is heard from meanwhile stays. So it ends by itself, at most so many seconds late.
+pub const SPREAD_TICKS: usize = 5;
+
+/// Fewer that are due at once are no sign of anything.
+pub const SPREAD_MIN: usize = 20;
+
 /// Instances at one time: ten times what a cluster is built for, so that whoever registers without end meets a
 /// refusal before the nodes' memory does. One that is there may be replaced when it is full.
 pub const INSTANCES_MAX: usize = 1_000_000;
 
-/// All instances, by id, by service and by deadline. Serialised as the instances alone: the rest follows.
+/// All instances, by id, by service and by deadline.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(from = "Vec<Life>")]
+#[serde(from = "Kept")]
 pub struct Registry {
     instances: BTreeMap<Arc<str>, Life>,
     services: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
     deadlines: BTreeSet<(u64, Arc<str>)>,
+    /// The services that expire over several ticks, and how many instances at each.
+    spread: BTreeMap<Arc<str>, usize>,
+}
+
+/// What a snapshot has of it: the indexes follow.
+#[derive(Deserialize)]
+struct Kept {
+    lives: Vec<Life>,
+    spread: BTreeMap<Arc<str>, usize>,
+}
+
+/// The same, to be written.
+#[derive(Serialize)]
+struct KeptRef<'a> {
+    #[serde(serialize_with = "in_order")]
+    lives: &'a BTreeMap<Arc<str>, Life>,
+    spread: &'a BTreeMap<Arc<str>, usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -153,29 +177,66 @@ impl Registry {
         self.deadlines.insert((renewed_ms, life.instance.id.clone()));
     }
 
-    /// Removes what is overdue by [`EXPIRY_GRACE_MS`], in the order of the deadlines.
+    /// The services more than half of which was due at one tick, and that expire over several.
+    pub fn spread(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.spread.keys()
+    }
+
+    /// Removes what is overdue by [`EXPIRY_GRACE_MS`], in the order of the deadlines; of most of a service only
+    /// a part.
     pub(super) fn expire(&mut self, now_ms: u64) -> Vec<Arc<Instance>> {
+        let overdue = |deadline_ms: u64| deadline_ms.saturating_add(EXPIRY_GRACE_MS) <= now_ms;
+        let due: Vec<Arc<Instance>> = self
+            .deadlines
+            .iter()
+            .take_while(|(deadline_ms, _)| overdue(*deadline_ms))
+            .filter_map(|(_, id)| self.get(id).cloned())
+            .collect();
+        let mut left = self.spread_now(&due);
         let mut expired = Vec::new();
-        while let Some((deadline_ms, id)) = self.deadlines.first().cloned() {
-            if deadline_ms.saturating_add(EXPIRY_GRACE_MS) > now_ms {
-                break;
+        for instance in due {
+            match left.get_mut(&instance.name) {
+                Some(0) => continue,
+                Some(left) => *left -= 1,
+                None => {}
             }
-            expired.extend(self.remove(&id));
+            expired.extend(self.remove(&instance.id));
         }
         expired
+    }
+
+    /// How many may expire now of the services that expire over several ticks.
+    fn spread_now(&mut self, due: &[Arc<Instance>]) -> BTreeMap<Arc<str>, usize> {
+        let mut counts: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
+        for instance in due {
+            *counts.entry(&instance.name).or_default() += 1;
+        }
+        // It ends with the tick that takes the rest.
+        self.spread.retain(|name, share| counts.get(name).is_some_and(|due| *due > *share));
+        for (name, due) in counts {
+            let size = self.services.get(name).map_or(0, BTreeSet::len);
+            if due > SPREAD_MIN && due * 2 > size && !self.spread.contains_key(name) {
+                self.spread.insert(name.clone(), due.div_ceil(SPREAD_TICKS));
+            }
+        }
+        self.spread.clone()
     }
 }
 
 impl Serialize for Registry {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.instances.values())
+        KeptRef { lives: &self.instances, spread: &self.spread }.serialize(serializer)
     }
 }
 
-impl From<Vec<Life>> for Registry {
-    fn from(lives: Vec<Life>) -> Self {
-        let mut registry = Self::default();
-        lives.into_iter().for_each(|life| registry.insert(life));
+fn in_order<S: Serializer>(lives: &BTreeMap<Arc<str>, Life>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(lives.values())
+}
+
+impl From<Kept> for Registry {
+    fn from(kept: Kept) -> Self {
+        let mut registry = Self { spread: kept.spread, ..Self::default() };
+        kept.lives.into_iter().for_each(|life| registry.insert(life));
         registry
     }
 }
@@ -208,5 +269,47 @@ mod tests {
         assert!(registry.register(registration(0), 2, 0).is_ok());
         assert!(registry.remove("i0").is_some());
         assert!(registry.register(registration(INSTANCES_MAX), 3, 0).is_ok());
+    }
+
+    #[test]
+    fn most_of_a_service_expires_over_several_ticks_and_whoever_is_heard_from_meanwhile_stays() {
+        let mut registry = Registry::default();
+        for number in 0..100 {
+            let mortal = Registration { ttl_ms: 1000, ..registration(number) };
+            registry.register(mortal, number as u64 + 1, 0).unwrap();
+        }
+        // Of a service that lives, few die at once.
+        let now_ms = 1000 + EXPIRY_GRACE_MS;
+        assert_eq!(registry.expire(now_ms).len(), 20);
+        assert_eq!(registry.spread().map(|name| &**name).collect::<Vec<_>>(), ["api"]);
+        let bytes = postcard::to_stdvec(&registry).unwrap();
+        assert_eq!(postcard::from_bytes::<Registry>(&bytes).unwrap(), registry);
+        for number in 0..50 {
+            if let Some(epoch) = registry.get(&format!("i{number}")).map(|instance| instance.epoch) {
+                let id = format!("i{number}").into();
+                registry.renew(&Heartbeat { id, epoch, age_ms: 0 }, now_ms);
+            }
+        }
+        let mut expired = 20;
+        for _ in 1..SPREAD_TICKS {
+            expired += registry.expire(now_ms).len();
+        }
+        assert_eq!(registry.expire(now_ms), []);
+        assert_eq!(registry.spread().count(), 0, "it has ended by itself");
+        assert!(expired + registry.len() == 100 && registry.len() >= 30, "{} are left", registry.len());
+    }
+
+    #[test]
+    fn a_part_of_a_service_and_a_few_of_a_small_one_expire_at_once() {
+        let mut registry = Registry::default();
+        for number in 0..100 {
+            let ttl_ms = if number < 50 { 1000 } else { 0 };
+            registry.register(Registration { ttl_ms, ..registration(number) }, 1, 0).unwrap();
+        }
+        for number in 200..200 + SPREAD_MIN {
+            let small = Registration { name: "small".into(), ttl_ms: 1000, ..registration(number) };
+            registry.register(small, 1, 0).unwrap();
+        }
+        assert_eq!(registry.expire(1000 + EXPIRY_GRACE_MS).len(), 50 + SPREAD_MIN);
     }
 }

@@ -3,7 +3,10 @@
 //! Two replicas with one log hold equal bytes; a snapshot and the rest of the log make what the whole log
 //! makes; the invariants hold after every step; and nothing expires early (P6), whatever the leaders do.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use gogate_cluster::{
     state::{
@@ -44,6 +47,14 @@ enum Event {
         expected: Option<u64>,
         content: u8,
     },
+    /// A part of a document whose two parts are both there, or not.
+    Store {
+        upload: u64,
+        part: u32,
+    },
+    PutStored {
+        upload: u64,
+    },
     Rollback {
         to: u64,
     },
@@ -74,6 +85,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..6u8).prop_map(|id| Event::Deregister { id }),
         4 => (0..6u8, any::<bool>()).prop_map(|(id, stale)| Event::Beat { id, stale }),
         2 => (option::of(0..80u64), 0..3u8).prop_map(|(expected, content)| Event::Put { expected, content }),
+        2 => (0..2u64, 0..2u32).prop_map(|(upload, part)| Event::Store { upload, part }),
+        1 => (0..2u64).prop_map(|upload| Event::PutStored { upload }),
         1 => (0..80u64).prop_map(|to| Event::Rollback { to }),
         3 => (any::<bool>(), prop::bool::weighted(0.1)).prop_map(|(ready, late)| Event::Decide { ready, late }),
         2 => (0..8u8, 0..2u8).prop_map(|(key, id)| Event::Repeat { key, id }),
@@ -107,6 +120,8 @@ struct World {
     versions: Vec<u64>,
     staged: Option<u64>,
     last_version: u64,
+    /// The parts that are stored.
+    stored: BTreeMap<u64, BTreeSet<u32>>,
     /// What was answered under a key, and for which instance.
     answers: BTreeMap<u8, (u8, Outcome)>,
 }
@@ -167,6 +182,19 @@ impl World {
                 by: "a test".to_owned(),
                 at_ms: self.now_ms,
             }),
+            Event::Store { upload, part } => {
+                Command::StorePart { upload, part, bytes: bytes::Bytes::from(vec![b'#'; 3]) }
+            }
+            Event::PutStored { upload } => Command::PutUploaded {
+                upload,
+                parts: 2,
+                document: NewDocument {
+                    expected: None,
+                    content: "".into(),
+                    by: "a test".to_owned(),
+                    at_ms: self.now_ms,
+                },
+            },
             Event::Rollback { to } => {
                 Command::RollbackDocument { to, expected: None, by: "a test".to_owned(), at_ms: self.now_ms }
             }
@@ -221,6 +249,22 @@ impl World {
                 assert!(self.lives.remove(id).is_some());
             }
             (Event::Deregister { id }, Outcome::Refused(_)) => assert!(!self.lives.contains_key(id)),
+            (Event::Store { upload, part }, Outcome::Stored) => {
+                self.stored.entry(*upload).or_default().insert(*part);
+            }
+            (Event::PutStored { upload }, outcome) => {
+                let whole = self.stored.remove(upload).is_some_and(|parts| parts.len() == 2);
+                match outcome {
+                    Outcome::Refused(Refusal::UploadGone) => {}
+                    Outcome::Staged { version } => {
+                        assert!(whole);
+                        self.stage(*version);
+                    }
+                    Outcome::Documented { changed: false, .. }
+                    | Outcome::Refused(Refusal::Staging { .. }) => assert!(whole),
+                    other => panic!("{other:?}"),
+                }
+            }
             (Event::Put { .. } | Event::Rollback { .. }, Outcome::Refused(Refusal::Staging { version })) => {
                 assert_eq!(self.staged, Some(*version));
             }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use gogate_cluster::{
-    COMMAND_BYTES_MAX, MemberReport,
+    MemberReport,
     state::{Command, Fate, HISTORY, NewDocument, Outcome, Refusal, Version},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
@@ -32,7 +32,6 @@ use crate::{
 
 /// Bytes of a gateway document.
 const BODY_MAX: usize = config::TEXT_BYTES_MAX;
-const _: () = assert!(BODY_MAX + (64 << 10) < COMMAND_BYTES_MAX, "a valid document can be proposed");
 
 /// Between two looks at what the nodes run.
 const POLL: Duration = Duration::from_millis(10);

@@ -213,7 +213,7 @@ impl From<Refusal> for ApiError {
         match refusal {
             Refusal::UnknownInstance { .. } | Refusal::UnknownVersion { .. } => Self::NotFound(detail),
             Refusal::StaleDocument { current, .. } => Self::Stale { current, detail },
-            Refusal::RegistryFull { .. } => Self::Unavailable(detail),
+            Refusal::RegistryFull { .. } | Refusal::UploadGone => Self::Unavailable(detail),
             Refusal::Staging { .. } => Self::Conflict { detail, nodes: BTreeMap::new() },
             Refusal::KeyReused => Self::Invalid(vec![Problem::general(detail, None)]),
             // None of these is proposed through this API.
