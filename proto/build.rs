@@ -2,7 +2,7 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=gogate");
-    let descriptors = protox::compile(["gogate/v1/peer.proto"], ["."])?;
+    let descriptors = protox::compile(["gogate/v1/peer.proto", "gogate/v1/control.proto"], ["."])?;
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
     Ok(())
 }

@@ -30,7 +30,7 @@ use std::{
 };
 
 use bytes::Bytes;
-pub use event::{Event, EventKind};
+pub use event::{Event, EventKind, Form};
 use gogate_cluster::{
     Changes,
     state::{Change, ChangeKind},
@@ -88,15 +88,15 @@ struct Topics {
 struct Topic {
     watchers: usize,
     groups: Vec<Group>,
-    snapshot: SnapshotCell,
+    snapshots: SnapshotCells,
 }
 
 /// Wakes up to [`PORTION`] watchers by a new value.
 type Group = Arc<watch::Sender<()>>;
 
-/// The snapshot that watchers of one topic are being sent. The lock is held while one is made: those who come
+/// The snapshots that watchers of one topic are being sent, one for each form. The lock is held while one is made: those who come
 /// meanwhile wait, and all who came before the next one began share it.
-type SnapshotCell = Arc<tokio::sync::Mutex<std::sync::Weak<Snapshot>>>;
+type SnapshotCells = Arc<[tokio::sync::Mutex<std::sync::Weak<Snapshot>>; Form::COUNT]>;
 
 /// The state of a topic at one index, rendered.
 #[derive(Debug)]
@@ -116,7 +116,7 @@ pub struct Watcher {
     service: Option<Arc<str>>,
     woken: watch::Receiver<()>,
     cursor: Option<Cursor>,
-    snapshot: SnapshotCell,
+    snapshots: SnapshotCells,
     beat: Instant,
 }
 
@@ -200,9 +200,9 @@ impl Watches {
             return Err(Refused::Full);
         }
         let service: Option<Arc<str>> = service.map(Into::into);
-        let (woken, snapshot) = self.topics().join(service.as_ref());
+        let (woken, snapshots) = self.topics().join(service.as_ref());
         let beat = Instant::now();
-        let watcher = Watcher { watches: self.clone(), service, woken, cursor: None, snapshot, beat };
+        let watcher = Watcher { watches: self.clone(), service, woken, cursor: None, snapshots, beat };
         // After joining: a watcher that does not see it is seen by `close`.
         if self.is_closed() { Err(Refused::Stopping) } else { Ok(watcher) }
     }
@@ -276,7 +276,7 @@ impl Watches {
 // === impl Topics ===
 
 impl Topics {
-    fn join(&mut self, service: Option<&Arc<str>>) -> (watch::Receiver<()>, SnapshotCell) {
+    fn join(&mut self, service: Option<&Arc<str>>) -> (watch::Receiver<()>, SnapshotCells) {
         let topic = match service {
             None => &mut self.everything,
             Some(service) => self.services.entry(service.clone()).or_default(),
@@ -291,7 +291,7 @@ impl Topics {
             topic.groups.push(Arc::new(group));
             woken
         };
-        (woken, topic.snapshot.clone())
+        (woken, topic.snapshots.clone())
     }
 
     fn leave(&mut self, service: Option<&Arc<str>>) {
@@ -358,9 +358,10 @@ impl Watcher {
 
     /// The state of its filter at one index, not older than when this was called, and what it is told next are
     /// the changes after it. `render` reads the state and makes the bytes; watchers of the same filter that ask
-    /// at the same time share them. None: there was no room for it until `deadline`.
+    /// at the same time for the same `form` share them. None: there was no room for it until `deadline`.
     pub async fn snapshot<F>(
         &mut self,
+        form: Form,
         deadline: Instant,
         now: u64,
         render: impl Fn() -> F,
@@ -370,7 +371,7 @@ impl Watcher {
     {
         tokio::time::timeout_at(deadline, async {
             loop {
-                let snapshot = self.shared_snapshot(now, &render).await?;
+                let snapshot = self.shared_snapshot(form, now, &render).await?;
                 // It may have been too long in the making, or everything changed meanwhile.
                 let cursor = self.watches.read_ring(|ring| {
                     let cursor = ring.after(snapshot.index);
@@ -387,11 +388,11 @@ impl Watcher {
         .flatten()
     }
 
-    async fn shared_snapshot<F>(&self, now: u64, render: impl Fn() -> F) -> Option<Arc<Snapshot>>
+    async fn shared_snapshot<F>(&self, form: Form, now: u64, render: impl Fn() -> F) -> Option<Arc<Snapshot>>
     where
         F: Future<Output = (u64, Bytes)>,
     {
-        let mut cell = self.snapshot.lock().await;
+        let mut cell = self.snapshots[form.place()].lock().await;
         let current = self.watches.read_ring(Ring::generation);
         if let Some(shared) = cell.upgrade()
             && shared.index >= now
@@ -523,7 +524,7 @@ mod tests {
         watches.take(&[Change { index: 5, kind: ChangeKind::Reset }]);
         assert!(matches!(watcher.next().await, Told::Reset));
         let render = || async { (5, Bytes::from_static(b"state")) };
-        let snapshot = watcher.snapshot(Instant::now() + BEAT, 5, render).await.unwrap();
+        let snapshot = watcher.snapshot(Form::Json, Instant::now() + BEAT, 5, render).await.unwrap();
         assert_eq!(snapshot.index, 5);
         watches.take(&[registered(6, "a")]);
         assert_eq!(indexes(watcher.next().await), [6]);
@@ -540,12 +541,12 @@ mod tests {
             (3, Bytes::from_static(b"state"))
         };
         let deadline = Instant::now() + BEAT;
-        let asked = watchers.iter_mut().map(|watcher| watcher.snapshot(deadline, 3, render));
+        let asked = watchers.iter_mut().map(|watcher| watcher.snapshot(Form::Json, deadline, 3, render));
         let snapshots = futures_util::future::join_all(asked).await;
         assert!(snapshots.iter().all(Option::is_some));
         assert_eq!(made.load(Ordering::SeqCst), 1);
         // An older one is no answer to somebody who asks later.
-        assert!(watchers[0].snapshot(deadline, 4, render).now_or_never().is_none());
+        assert!(watchers[0].snapshot(Form::Json, deadline, 4, render).now_or_never().is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,6 +12,7 @@ mod bypass;
 mod cli;
 mod client;
 mod config_apply;
+mod grpc;
 mod harness;
 mod health;
 mod hostile;

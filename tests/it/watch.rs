@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use gogate::control::watch::{Told, Watches};
+use gogate::control::watch::{Form, Told, Watches};
 use gogate_cluster::{
     Cluster, ClusterConfig, Timers,
     state::{Command, Outcome, Registration, State},
@@ -323,7 +323,7 @@ async fn a_node_that_gets_a_snapshot_tells_its_watchers_to_look_again_and_goes_o
     let render =
         || async { (node.read(State::index), node.read(|state| state.registry().len()).to_string().into()) };
     let deadline = tokio::time::Instant::now() + SOON;
-    let snapshot = watcher.snapshot(deadline, node.read(State::index), render).await.unwrap();
+    let snapshot = watcher.snapshot(Form::Json, deadline, node.read(State::index), render).await.unwrap();
     let mut reached = snapshot.index;
     assert!(reached > 40);
     assert_eq!(snapshot.bytes, reached.to_string().as_bytes(), "one instance for each index");

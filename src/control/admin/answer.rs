@@ -16,7 +16,6 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited, combinators::UnsyncBoxBody};
-use hyper::body::Incoming;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
@@ -26,6 +25,14 @@ use crate::config::{Problem, parse_duration, problem::shown};
 
 /// What the server sends.
 pub(super) type Answer = Response<Body>;
+
+/// The body of a call.
+pub(super) enum Incoming {
+    /// It comes over the connection.
+    Network(hyper::body::Incoming),
+    /// It was made of another call.
+    Whole(Full<Bytes>),
+}
 
 /// The body of an answer.
 pub(super) enum Body {
@@ -46,6 +53,37 @@ const UNKNOWN_MAX: usize = 20;
 
 /// The index of the last change that an answer knows of.
 pub(super) const INDEX: HeaderName = HeaderName::from_static("x-gogate-index");
+
+// === impl Incoming ===
+
+impl http_body::Body for Incoming {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Network(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+            Self::Whole(body) => Pin::new(body).poll_frame(context).map_err(|never| match never {}),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Network(body) => body.is_end_stream(),
+            Self::Whole(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Network(body) => body.size_hint(),
+            Self::Whole(body) => body.size_hint(),
+        }
+    }
+}
 
 // === impl Body ===
 

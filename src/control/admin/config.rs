@@ -13,13 +13,12 @@ use gogate_cluster::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header, request::Parts};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::{
     Context,
-    answer::{Answer, Fields, Query, json, left, read_body, text},
+    answer::{Answer, Fields, Incoming, Query, json, left, read_body, text},
     error::ApiError,
     once::Once,
     services::unexpected,

@@ -81,6 +81,9 @@ pub enum ApiError {
     /// Nothing was written, or nothing can be read, now.
     #[error("{0}")]
     Unavailable(String),
+    /// The service has no such call.
+    #[error("this node does not know this call; proto/gogate/v1/control.proto has those of its version")]
+    NotImplemented,
     /// A watcher fell behind by more than this node keeps.
     #[error(
         "this watcher is too slow: what comes next is not kept any more; come back with the last event's id for a snapshot"
@@ -132,9 +135,15 @@ impl ApiError {
             Self::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body too large", "too-large"),
             Self::Invalid(_) => (StatusCode::UNPROCESSABLE_ENTITY, "not valid", "invalid"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "not available now", "unavailable"),
+            Self::NotImplemented => (StatusCode::NOT_IMPLEMENTED, "not implemented", "not-implemented"),
             Self::TooSlow => (StatusCode::GONE, "too slow", "too-slow"),
             Self::Unknown(_) => (StatusCode::GATEWAY_TIMEOUT, "outcome unknown", "unknown-outcome"),
         }
+    }
+
+    /// The status that it is answered with.
+    pub(super) fn status(&self) -> StatusCode {
+        self.table().0
     }
 
     /// The problem in JSON; `leader` is told where another node may help.
@@ -159,9 +168,8 @@ impl ApiError {
 
     /// The answer; `leader` is told where another node may help.
     pub(super) fn answer(&self, leader: Option<NodeId>) -> Answer {
-        let (status, ..) = self.table();
         let mut answer = Response::new(Full::new(self.problem_json(leader).into()).into());
-        *answer.status_mut() = status;
+        *answer.status_mut() = self.status();
         let headers = answer.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if let Self::Method { allow } = self {

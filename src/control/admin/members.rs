@@ -8,13 +8,12 @@ use std::time::Duration;
 use gogate_cluster::{Member, state::NodeId};
 use http::{Response, StatusCode};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use serde_json::json as value;
 use tokio::time::Instant;
 
 use super::{
     Context,
-    answer::{Answer, Fields, Query, json, left, read_body},
+    answer::{Answer, Fields, Incoming, Query, json, left, read_body},
     error::ApiError,
 };
 use crate::config;

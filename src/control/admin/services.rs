@@ -8,22 +8,23 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use gogate_cluster::state::{Command, Instance, Outcome, Registration, Registry, State};
+use gogate_proto::v1;
 use http::{HeaderValue, Response, StatusCode, request::Parts};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use serde::Serialize;
 
 use super::{
     Context,
-    answer::{Answer, Fields, INDEX, Query, json, left, read_body},
+    answer::{Answer, Fields, INDEX, Incoming, Query, json, left, read_body},
     error::ApiError,
+    grpc,
     once::Once,
 };
 use crate::{
     config::{check_name, parse_duration, problem::shown, reach},
     control::{
         heartbeats::Taken,
-        watch::{Event, Told, Watcher},
+        watch::{Event, Form, Told, Watcher},
     },
 };
 
@@ -88,6 +89,10 @@ pub(super) async fn register(context: &Context, head: &Parts, body: Incoming) ->
         Outcome::Registered { instance, created, expires_in_ms } => {
             let status = if created { StatusCode::CREATED } else { StatusCode::OK };
             let index = instance.epoch;
+            if form(head) == Form::Grpc {
+                let instance = Some(grpc::instance(&instance, expires_in_ms));
+                return Ok(grpc::answer(&v1::RegisterReply { instance, created, index }));
+            }
             let mut answer = json(status, &InstanceJson::new(&instance, expires_in_ms, Some(index)));
             answer.headers_mut().insert(INDEX, HeaderValue::from(index));
             Ok(answer)
@@ -97,8 +102,8 @@ pub(super) async fn register(context: &Context, head: &Parts, body: Incoming) ->
 }
 
 /// `GET /v1/services`
-pub(super) async fn list(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
-    let query = Query::new(query, &["name", "tag", "stale", "index", "wait"])?;
+pub(super) async fn list(context: &Context, head: &Parts) -> Result<Answer, ApiError> {
+    let query = Query::new(head.uri.query(), &["name", "tag", "stale", "index", "wait"])?;
     let (name, tag) = (query.text("name")?, query.text("tag")?);
     let known = query.number("index")?;
     let wait = query.duration("wait", WAIT_MAX)?.unwrap_or(WAIT_DEFAULT);
@@ -127,14 +132,16 @@ pub(super) async fn list(context: &Context, query: Option<&str>) -> Result<Answe
     });
     let wanted =
         |instance: &Instance| tag.as_deref().is_none_or(|tag| instance.tags.iter().any(|own| own == tag));
-    let list: Vec<InstanceJson<'_>> = instances
-        .iter()
-        .filter(|(_, instance)| wanted(instance))
-        .map(|(expires_in_ms, instance)| InstanceJson::new(instance, *expires_in_ms, None))
-        .collect();
-    let mut answer = json(StatusCode::OK, &list);
+    let wanted = instances.iter().filter(|(_, instance)| wanted(instance));
     // Nothing that was asked for has changed: the same index says so.
     let index = unchanged.map_or(index, |known| known.min(index));
+    if form(head) == Form::Grpc {
+        let instances = wanted.map(|(expires_in_ms, instance)| grpc::instance(instance, *expires_in_ms));
+        return Ok(grpc::answer(&v1::ListReply { instances: instances.collect(), index }));
+    }
+    let list: Vec<InstanceJson<'_>> =
+        wanted.map(|(expires_in_ms, instance)| InstanceJson::new(instance, *expires_in_ms, None)).collect();
+    let mut answer = json(StatusCode::OK, &list);
     answer.headers_mut().insert(INDEX, HeaderValue::from(index));
     Ok(answer)
 }
@@ -175,6 +182,9 @@ pub(super) async fn deregister(context: &Context, id: &str, head: &Parts) -> Res
     let timeout = Query::new(head.uri.query(), &[])?.timeout()?;
     let command = Once::command(Once::of(head, &[])?, Command::Deregister { id: id.into() });
     match context.cluster.propose(command, timeout).await? {
+        Outcome::Deregistered { index } if form(head) == Form::Grpc => {
+            Ok(grpc::answer(&v1::DeregisterReply { index }))
+        }
         Outcome::Deregistered { index } => {
             let mut answer = Response::new(Full::new(Bytes::new()).into());
             *answer.status_mut() = StatusCode::NO_CONTENT;
@@ -186,8 +196,8 @@ pub(super) async fn deregister(context: &Context, id: &str, head: &Parts) -> Res
 }
 
 /// `PUT /v1/services/{id}/heartbeat`
-pub(super) async fn heartbeat(context: &Context, id: &str, query: Option<&str>) -> Result<Answer, ApiError> {
-    let timeout = Query::new(query, &[])?.timeout()?;
+pub(super) async fn heartbeat(context: &Context, id: &str, head: &Parts) -> Result<Answer, ApiError> {
+    let timeout = Query::new(head.uri.query(), &[])?.timeout()?;
     let look = || {
         context.cluster.read(|state| state.registry().get(id).cloned().map(|found| (found, state.index())))
     };
@@ -208,7 +218,16 @@ pub(super) async fn heartbeat(context: &Context, id: &str, query: Option<&str>) 
         Taken::Full => return Err(ApiError::Unavailable("too many heartbeats wait for the leader".into())),
     }
     let expires_in_ms = (instance.ttl_ms > 0).then_some(instance.ttl_ms);
-    Ok(json(StatusCode::OK, &HeartbeatJson { epoch: instance.epoch, expires_in_ms, index }))
+    let epoch = instance.epoch;
+    if form(head) == Form::Grpc {
+        return Ok(grpc::answer(&v1::BeatReply { epoch, expires_in_ms, index }));
+    }
+    Ok(json(StatusCode::OK, &HeartbeatJson { epoch, expires_in_ms, index }))
+}
+
+/// How a call is answered.
+pub(super) fn form(head: &Parts) -> Form {
+    head.extensions.get().copied().unwrap_or_default()
 }
 
 fn unknown(id: &str) -> ApiError {

@@ -20,7 +20,17 @@ pub struct Event {
     /// What happened.
     pub kind: EventKind,
     audience: Audience,
-    frame: OnceLock<Bytes>,
+    frames: [OnceLock<Bytes>; Form::COUNT],
+}
+
+/// How what watchers are sent is written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Form {
+    /// Server-sent events with JSON.
+    #[default]
+    Json,
+    /// Messages of gRPC.
+    Grpc,
 }
 
 /// What happened.
@@ -54,12 +64,27 @@ enum Audience {
     Everything,
 }
 
+// === impl Form ===
+
+impl Form {
+    /// How many there are.
+    pub(super) const COUNT: usize = 2;
+
+    /// Its place among them.
+    pub(super) fn place(self) -> usize {
+        match self {
+            Self::Json => 0,
+            Self::Grpc => 1,
+        }
+    }
+}
+
 // === impl Event ===
 
 impl Event {
     /// The events that `change` makes: several if it concerns two services, none if nobody who watches can tell.
     pub(super) fn of(change: &Change) -> Vec<Self> {
-        let event = |kind, audience| Self { index: change.index, kind, audience, frame: OnceLock::new() };
+        let event = |kind, audience| Self { index: change.index, kind, audience, frames: Default::default() };
         match &change.kind {
             ChangeKind::Registered(instance) => {
                 vec![event(EventKind::Registered(instance.clone()), Audience::Service)]
@@ -116,9 +141,9 @@ impl Event {
         was || self.instance().is_some_and(|instance| has(instance))
     }
 
-    /// Its bytes on the wire, which the first watcher that needs them makes for all.
-    pub fn rendered(&self, render: impl FnOnce(&Self) -> Bytes) -> &Bytes {
-        self.frame.get_or_init(|| render(self))
+    /// Its bytes on the wire, which the first watcher that needs them in this form makes for all.
+    pub fn rendered(&self, form: Form, render: impl FnOnce(&Self) -> Bytes) -> &Bytes {
+        self.frames[form.place()].get_or_init(|| render(self))
     }
 
     /// About how many bytes it keeps alive, rendered and not.
