@@ -5,15 +5,23 @@
 //! ways, so that every violation is one. Neighbours: `registry`, `documents` and `leadership` hold the rules,
 //! `history` the records, `report` tells.
 
+mod contended;
 mod documents;
 mod leadership;
+mod leases;
 mod registry;
+mod served;
+mod timeline;
+mod traffic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use crate::history::{self, Call, Event, Fault, FaultKind, FaultStatus, Operation, Outcome};
+use crate::{
+    history::{self, Call, Event, Fault, FaultKind, FaultStatus, Operation, Outcome},
+    workload::Work,
+};
 
 pub use leadership::{Failover, failovers};
 
@@ -27,10 +35,12 @@ pub struct Demands {
     pub nodes: Vec<String>,
     /// At least so many acknowledged writes.
     pub acknowledged_min: usize,
-    /// Faults of this kind …
-    pub fault: FaultKind,
+    /// Faults of these kinds …
+    pub faults: Vec<FaultKind>,
     /// … at least so many that took hold.
     pub faults_min: usize,
+    /// None may have failed to take hold.
+    pub all_take_hold: bool,
 }
 
 /// Something that must not be.
@@ -71,8 +81,35 @@ pub enum Verdict {
     Inconclusive,
 }
 
-/// Judges a history.
+/// Judges a history of clients that write what is theirs alone.
 pub fn check(events: &[Event], demands: &Demands) -> Judgement {
+    judge(events, demands, |operations, judgement| {
+        registry::check(operations, demands, judgement);
+        documents::check(operations, judgement);
+        leadership::check(events, operations, judgement);
+    })
+}
+
+/// Judges a history of this work.
+pub fn check_work(work: Work, events: &[Event], demands: &Demands) -> Judgement {
+    judge(events, demands, |operations, judgement| {
+        match work {
+            Work::Registry => contended::check(operations, judgement),
+            Work::Leases => leases::check(events, operations, judgement),
+            Work::Documents => {
+                documents::check(operations, judgement);
+                served::check(events, operations, judgement);
+            }
+            Work::Traffic => {
+                documents::check(operations, judgement);
+                traffic::check(events, operations, judgement);
+            }
+        }
+        judgement.doubt_unread(operations, demands);
+    })
+}
+
+fn judge(events: &[Event], demands: &Demands, rules: impl FnOnce(&[Operation], &mut Judgement)) -> Judgement {
     let operations = history::operations(events);
     let mut judgement = Judgement::default();
     for event in events {
@@ -81,9 +118,7 @@ pub fn check(events: &[Event], demands: &Demands) -> Judgement {
             judgement.violation("a process failed", text, Vec::new());
         }
     }
-    registry::check(&operations, demands, &mut judgement);
-    documents::check(&operations, &mut judgement);
-    leadership::check(events, &operations, &mut judgement);
+    rules(&operations, &mut judgement);
     judgement.count(&operations);
     judgement.doubt_unexpected(&operations);
     judgement.doubt_too_little(events, demands);
@@ -140,21 +175,40 @@ impl Judgement {
         }
     }
 
+    /// What a node last knew has to be seen.
+    fn doubt_unread(&mut self, operations: &[Operation], demands: &Demands) {
+        let read = |operation: &&Operation| {
+            operation.client == FINAL_CLIENT
+                && operation.call == Call::List { stale: false }
+                && matches!(operation.outcome, Outcome::Ok { .. })
+        };
+        let read: BTreeSet<&str> = operations.iter().filter(read).map(|operation| &*operation.node).collect();
+        for node in demands.nodes.iter().filter(|node| !read.contains(node.as_str())) {
+            self.doubts.push(format!("{node} could not be read at the end"));
+        }
+    }
+
     fn doubt_too_little(&mut self, events: &[Event], demands: &Demands) {
         let faults: Vec<&Fault> = events
             .iter()
             .filter_map(|event| match event {
-                Event::Fault { fault, .. } if fault.kind == demands.fault => Some(fault),
+                Event::Fault { fault, .. } if demands.faults.contains(&fault.kind) => Some(fault),
                 _ => None,
             })
             .collect();
         self.faults = faults.iter().filter(|fault| fault.status == FaultStatus::Installed).count();
         if self.faults < demands.faults_min {
-            let (kind, seen) = (demands.fault, faults.len());
+            let (kinds, seen) = (&demands.faults, faults.len());
             self.doubts.push(format!(
-                "only {} of {} faults ({kind:?}) took hold; {seen} were tried",
+                "only {} of {} faults ({kinds:?}) took hold; {seen} were tried",
                 self.faults, demands.faults_min
             ));
+        }
+        if demands.all_take_hold {
+            for fault in faults.iter().filter(|fault| fault.status != FaultStatus::Installed) {
+                let Fault { kind, nodes, note, .. } = fault;
+                self.doubts.push(format!("{note} ({kind:?} of {}) did not bite", nodes.join(", ")));
+            }
         }
         if self.acknowledged < demands.acknowledged_min {
             self.doubts.push(format!(
@@ -179,7 +233,9 @@ fn unexpected_answer(operation: &Operation) -> Option<(u16, &str)> {
                 Call::Deregister { .. } | Call::Heartbeat { .. } | Call::Get { .. } => status == 404,
                 Call::GetConfig { version, .. } => version.is_some() && status == 404,
                 Call::PutConfig { flaw: None, .. } => status == 409 || status == 412,
-                Call::Register { flaw: None, .. } | Call::List { .. } | Call::Status => false,
+                // While no route is there.
+                Call::Serve => status == 404,
+                Call::Register { flaw: None, .. } | Call::List { .. } | Call::Status | Call::Request => false,
             } || status == 429
                 || status == 503;
             (status, reason, known)
@@ -204,6 +260,8 @@ impl Call {
             Self::PutConfig { flaw: Some(_), .. } => "put config (flawed)",
             Self::GetConfig { .. } => "get config",
             Self::Status => "status",
+            Self::Serve => "what the proxy serves",
+            Self::Request => "request",
         }
     }
 

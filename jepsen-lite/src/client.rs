@@ -55,6 +55,8 @@ pub struct Instance {
     pub address: String,
     /// Something that tells this content from every other; ASCII.
     pub payload: String,
+    /// How long it lives without a heartbeat; 0: for ever.
+    pub ttl_ms: u64,
 }
 
 // === impl Client ===
@@ -76,17 +78,19 @@ impl Client {
         self.nodes.len()
     }
 
-    /// Adds or replaces an instance that lives for ever.
+    /// Adds or replaces an instance.
     pub fn register(&mut self, node: usize, instance: &Instance) -> Outcome {
-        let call = Call::Register { id: instance.id.clone(), content: instance.content(), flaw: None };
+        let call = instance.registration(None);
         let body = instance.body().to_string();
-        self.call(node, &call, "POST", "/v1/services", Some(&body), None, |_| Some(Seen::Nothing))
+        self.call(node, &call, "POST", "/v1/services", Some(&body), None, |answer| {
+            let epoch = answer.json()?.get("epoch")?.as_u64()?;
+            Some(Seen::Registered { created: answer.status == 201, epoch })
+        })
     }
 
     /// Sends `body`, which has to be refused; `instance` is what it might be taken for.
     pub fn register_invalid(&mut self, node: usize, instance: &Instance, flaw: &str, body: &str) -> Outcome {
-        let flaw = Some(flaw.to_owned());
-        let call = Call::Register { id: instance.id.clone(), content: instance.content(), flaw };
+        let call = instance.registration(Some(flaw.to_owned()));
         self.call(node, &call, "POST", "/v1/services", Some(body), None, |_| Some(Seen::Nothing))
     }
 
@@ -109,8 +113,9 @@ impl Client {
         let path = format!("/v1/services/{id}");
         let call = Call::Get { id: id.to_owned() };
         self.call(node, &call, "GET", &path, None, None, |answer| {
-            let content = instance_of(&answer.json()?)?.1;
-            Some(Seen::Instance { content })
+            let json = answer.json()?;
+            let content = instance_of(&json)?.1;
+            Some(Seen::Instance { content, epoch: json.get("epoch")?.as_u64()? })
         })
     }
 
@@ -130,6 +135,18 @@ impl Client {
             Some(BAD_DOCUMENT) => json!({ "services": { marker: { "endpoints": "none" } } }),
             _ => json!({ "services": { marker: { "endpoints": [{ "address": "127.0.0.1:9" }] } } }),
         };
+        self.put_document(node, &body, marker, if_match, flaw)
+    }
+
+    /// The same, with all that the document shall have in it.
+    pub fn put_document(
+        &mut self,
+        node: usize,
+        body: &Value,
+        marker: &str,
+        if_match: u64,
+        flaw: Option<&str>,
+    ) -> Outcome {
         let flaw = flaw.map(str::to_owned);
         let call = Call::PutConfig { marker: marker.to_owned(), if_match, flaw };
         let body = body.to_string();
@@ -155,6 +172,21 @@ impl Client {
     /// Asks who leads.
     pub fn status(&mut self, node: usize) -> Outcome {
         self.call(node, &Call::Status, "GET", "/v1/cluster", None, None, |answer| leader_of(&answer.json()?))
+    }
+
+    /// Asks the proxy for the marker of the document that it runs. This client's nodes are web addresses.
+    pub fn serve(&mut self, node: usize) -> Outcome {
+        self.call(node, &Call::Serve, "GET", MARKER_PATH, None, None, |answer| {
+            Some(Seen::Served { marker: answer.text() })
+        })
+    }
+
+    /// Sends a request through the proxy that has to be answered with `expected`. This client's nodes are web
+    /// addresses.
+    pub fn request(&mut self, node: usize, path: &str, expected: &str) -> Outcome {
+        self.call(node, &Call::Request, "GET", path, None, None, |answer| {
+            (answer.text() == expected).then_some(Seen::Nothing)
+        })
     }
 
     /// Asks, and does not record: used to wait for something.
@@ -246,13 +278,17 @@ impl Instance {
         content_hash([&*self.id, &*self.name, &*self.address, &*self.payload])
     }
 
+    fn registration(&self, flaw: Option<String>) -> Call {
+        Call::Register { id: self.id.clone(), content: self.content(), ttl_ms: self.ttl_ms, flaw }
+    }
+
     /// As the API takes it. A value of the metadata may not be long: the payload is spread over several.
     pub fn body(&self) -> Value {
         let pieces = self.payload.as_bytes().chunks(METADATA_BYTES).enumerate();
         let metadata: BTreeMap<String, Cow<'_, str>> =
             pieces.map(|(number, piece)| (format!("{number:03}"), String::from_utf8_lossy(piece))).collect();
         json!({
-            "id": self.id, "name": self.name, "address": self.address, "ttl": "0s", "metadata": metadata,
+            "id": self.id, "name": self.name, "address": self.address, "ttl": format!("{}ms", self.ttl_ms), "metadata": metadata,
         })
     }
 }
@@ -303,6 +339,14 @@ fn marker_in(document: &str) -> Option<String> {
 /// What every marker begins with.
 pub const MARKER: &str = "marker-";
 
+/// Where a document with [`marker_route`] answers its marker.
+const MARKER_PATH: &str = "/marker";
+
+/// A route by which the proxy itself answers `marker`.
+pub fn marker_route(marker: &str) -> Value {
+    json!({ "name": "marker", "match": { "path": MARKER_PATH }, "respond": { "status": 200, "body": marker } })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -334,6 +378,7 @@ mod tests {
             name: "s".to_owned(),
             address: "127.0.0.1:1".to_owned(),
             payload: "p".repeat(METADATA_BYTES * 12 + 1),
+            ttl_ms: 0,
         };
         let read = instance_of(&instance.body()).unwrap();
         assert_eq!(read, ("a".to_owned(), instance.content()));

@@ -71,10 +71,13 @@ pub enum Event {
 pub enum Call {
     /// Add or replace an instance.
     Register {
-        /// Its id; only one client ever writes it.
+        /// Its id.
         id: String,
         /// The hash of everything that was sent ([`content_hash`]).
         content: String,
+        /// How long it lives without a heartbeat; 0: for ever.
+        #[serde(default)]
+        ttl_ms: u64,
         /// If set: what is wrong with it, so that it has to be refused.
         #[serde(skip_serializing_if = "Option::is_none", default)]
         flaw: Option<String>,
@@ -119,6 +122,10 @@ pub enum Call {
     },
     /// Ask who leads.
     Status,
+    /// Ask the proxy for the marker of the document that it runs.
+    Serve,
+    /// A request through the proxy, to a service that is always there.
+    Request,
 }
 
 /// What became of an operation.
@@ -154,10 +161,20 @@ pub enum Seen {
     /// Nothing but yes.
     #[default]
     Nothing,
+    /// An instance was registered.
+    Registered {
+        /// It was not there before.
+        created: bool,
+        /// The number of this registration.
+        epoch: u64,
+    },
     /// One instance.
     Instance {
         /// The hash of its content.
         content: String,
+        /// The number of its registration.
+        #[serde(default)]
+        epoch: u64,
     },
     /// All instances: id → hash of the content.
     Instances {
@@ -165,6 +182,11 @@ pub enum Seen {
         index: u64,
         /// By id.
         instances: BTreeMap<String, String>,
+    },
+    /// What the proxy answered.
+    Served {
+        /// The marker of the document that it runs.
+        marker: String,
     },
     /// The number of a new document.
     Version {
@@ -216,6 +238,24 @@ pub enum FaultKind {
     Heal,
     /// Caught up after the heal, and watched for a while: the cut's window ends here.
     Settled,
+    /// Answers again after its start.
+    Serves,
+    /// Stopped where it stood (SIGSTOP).
+    Pause,
+    /// Went on.
+    Continue,
+    /// Ways between nodes were cut.
+    Partition,
+    /// They were opened again. Its status says whether anything had been held up on them.
+    Rejoin,
+    /// Ways between nodes were made slow.
+    Delay,
+    /// They were made fast again. Its status says whether anything had been late on them.
+    Hasten,
+    /// The wall clock was set off.
+    ClockOff,
+    /// It was set right again. Its status says whether the node had been told the wrong time.
+    ClockRight,
 }
 
 /// Whether a fault took hold. Only what was installed counts; the rest makes a run inconclusive.
@@ -425,7 +465,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("history.jsonl");
         let recorder = Recorder::create(&path).unwrap();
-        let call = Call::Register { id: "a".to_owned(), content: content_hash(["x"]), flaw: None };
+        let call = Call::Register { id: "a".to_owned(), content: content_hash(["x"]), ttl_ms: 0, flaw: None };
         let op = recorder.invoke("c0", "n1", call);
         recorder.fault(Fault {
             kind: FaultKind::Kill,

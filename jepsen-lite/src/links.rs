@@ -6,13 +6,14 @@
 //! the process that holds that socket has it under `/proc/PID/fd`. Needs Linux and one user, nothing else.
 //!
 //! Invariants: nothing is forwarded for a dialler who is not known: the connection is closed, and counted.
-//! While a node is cut off, no byte passes to or from it and nothing is closed, as if packets were lost; new
-//! connections to it are accepted by the kernel, and then silent. What the kernels' buffers and the relay
-//! hold at that time arrives after a [`Heal::Resume`] and is lost with a [`Heal::Reset`]. Neighbours:
-//! `scenario` cuts and heals, `processes` tells addresses and process ids.
+//! While a way from one node to another is cut, no byte passes on it and nothing is closed, as if packets were
+//! lost; new connections on it are accepted by the kernel, and then silent. What the kernels' buffers and the
+//! relay hold at that time arrives after a [`Heal::Resume`] and is lost with a [`Heal::Reset`]. A way with a
+//! latency is slow, too: one piece after another waits. Neighbours: `nemesis` and `scenario` cut and heal,
+//! `processes` tells addresses and process ids.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -21,10 +22,25 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
+    time::{Duration, Instant},
 };
+
+use rand::Rng;
 
 /// What one direction of a connection holds at most, besides the kernel's buffers.
 const PIECE_BYTES: usize = 16 << 10;
+
+/// A way from one node to another.
+pub type Way = (usize, usize);
+
+/// How long a piece takes on its way: `base`, and up to `jitter` more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Latency {
+    /// At least.
+    pub base: Duration,
+    /// At most so much more.
+    pub jitter: Duration,
+}
 
 /// How the links come back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +66,10 @@ struct Shared {
 }
 
 struct Gate {
-    cut: BTreeSet<usize>,
+    cut: BTreeSet<Way>,
+    slow: BTreeMap<Way, Latency>,
+    /// Pieces, and ends of connections, that found their way cut or slow.
+    bitten: BTreeMap<Way, u64>,
     /// node → its process.
     pids: Vec<Option<u32>>,
     connections: Vec<Weak<Connection>>,
@@ -65,6 +84,9 @@ struct Connection {
     reset: AtomicBool,
 }
 
+/// Why the gate's lock is never poisoned.
+const UNBROKEN: &str = "no thread panics while it holds the gate";
+
 // === impl Links ===
 
 impl Links {
@@ -74,6 +96,8 @@ impl Links {
         let fronts = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
         let gate = Gate {
             cut: BTreeSet::new(),
+            slow: BTreeMap::new(),
+            bitten: BTreeMap::new(),
             pids: backs.iter().map(|_| None).collect(),
             connections: Vec::new(),
             stopped: false,
@@ -108,17 +132,51 @@ impl Links {
 
     /// Cuts a node off from all others, in both directions.
     pub fn cut(&self, node: usize) {
-        self.shared.gate().cut.insert(node);
+        self.cut_ways(&self.all_ways_of(node));
     }
 
     /// Lets it back.
     pub fn heal(&self, node: usize, heal: Heal) {
+        self.heal_ways(&self.all_ways_of(node), heal);
+    }
+
+    /// Cuts these ways.
+    pub fn cut_ways(&self, ways: &[Way]) {
+        self.shared.gate().cut.extend(ways);
+    }
+
+    /// Opens them again.
+    pub fn heal_ways(&self, ways: &[Way], heal: Heal) {
         let mut gate = self.shared.gate();
-        gate.cut.remove(&node);
+        gate.cut.retain(|way| !ways.contains(way));
         if heal == Heal::Reset {
-            gate.reset(|connection| connection.from == node || connection.to == node);
+            gate.reset(|Connection { from, to, .. }| {
+                ways.contains(&(*from, *to)) || ways.contains(&(*to, *from))
+            });
         }
         self.shared.changed.notify_all();
+    }
+
+    /// Makes these ways slow.
+    pub fn slow_down(&self, ways: &[Way], latency: Latency) {
+        self.shared.gate().slow.extend(ways.iter().map(|way| (*way, latency)));
+    }
+
+    /// Makes them as fast as they were.
+    pub fn speed_up(&self, ways: &[Way]) {
+        self.shared.gate().slow.retain(|way, _| !ways.contains(way));
+        self.shared.changed.notify_all();
+    }
+
+    /// How often something was held up on these ways so far.
+    pub fn bitten(&self, ways: &[Way]) -> u64 {
+        let gate = self.shared.gate();
+        ways.iter().filter_map(|way| gate.bitten.get(way)).sum()
+    }
+
+    fn all_ways_of(&self, node: usize) -> Vec<Way> {
+        let others = (0..self.fronts.len()).filter(|other| *other != node);
+        others.flat_map(|other| [(node, other), (other, node)]).collect()
     }
 
     /// Connections that were closed because nobody could tell whose they were.
@@ -158,7 +216,7 @@ impl Gate {
 
 impl Shared {
     fn gate(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().expect("no thread panics while it holds the gate")
+        self.gate.lock().expect(UNBROKEN)
     }
 
     fn relay(&self, dialler: TcpStream, to: usize) -> io::Result<()> {
@@ -168,7 +226,9 @@ impl Shared {
         };
         let connection = Arc::new(Connection { from, to, dialler, reset: AtomicBool::new(false) });
         self.gate().connections.push(Arc::downgrade(&connection));
-        if !self.pass(&connection) {
+        // To connect takes packets both ways.
+        let ways = [(from, to), (to, from)];
+        if !ways.into_iter().all(|way| self.pass(&connection, way)) {
             return Ok(());
         }
         let back = TcpStream::connect(self.backs[to])?;
@@ -177,36 +237,44 @@ impl Shared {
             stream.set_nodelay(true)?;
         }
         thread::scope(|scope| {
-            scope.spawn(|| self.pump(&connection, dialler, &back));
-            self.pump(&connection, &back, dialler);
+            scope.spawn(|| self.pump(&connection, (from, to), dialler, &back));
+            self.pump(&connection, (to, from), &back, dialler);
         });
         Ok(())
     }
 
-    /// Moves bytes one way until either end is done, each piece only while the link is whole.
-    fn pump(&self, connection: &Connection, mut from: &TcpStream, mut to: &TcpStream) {
+    /// Moves bytes one way until either end is done, each piece only while the way is open.
+    fn pump(&self, connection: &Connection, way: Way, mut from: &TcpStream, mut to: &TcpStream) {
         let mut piece = [0; PIECE_BYTES];
         while let Ok(received @ 1..) = from.read(&mut piece) {
-            if !self.pass(connection) || to.write_all(&piece[..received]).is_err() {
+            if !self.pass(connection, way) || to.write_all(&piece[..received]).is_err() {
                 break;
             }
         }
-        // The end of a connection is told like its bytes: not while the link is cut.
-        self.pass(connection);
+        // The end of a connection is told like its bytes: not while the way is cut.
+        self.pass(connection, way);
         for stream in [from, to] {
             let _ = stream.shutdown(Shutdown::Both);
         }
     }
 
-    /// Waits until the link is whole; false: the connection is over.
-    fn pass(&self, connection: &Connection) -> bool {
-        let cut = |gate: &mut Gate| {
-            !connection.reset.load(Ordering::Relaxed)
-                && (gate.cut.contains(&connection.from) || gate.cut.contains(&connection.to))
-        };
-        let gate = self.changed.wait_while(self.gate(), cut);
-        drop(gate.expect("no thread panics while it holds the gate"));
-        !connection.reset.load(Ordering::Relaxed)
+    /// Waits as long as the way takes, and until it is open; false: the connection is over.
+    fn pass(&self, connection: &Connection, way: Way) -> bool {
+        let is_reset = || connection.reset.load(Ordering::Relaxed);
+        let mut gate = self.gate();
+        if gate.cut.contains(&way) || gate.slow.contains_key(&way) {
+            *gate.bitten.entry(way).or_default() += 1;
+        }
+        if let Some(latency) = gate.slow.get(&way) {
+            let arrives = Instant::now() + latency.base + latency.jitter.mul_f64(rand::rng().random());
+            let on_its_way = |gate: &mut Gate| gate.slow.contains_key(&way) && !is_reset();
+            while on_its_way(&mut gate) {
+                let Some(left) = arrives.checked_duration_since(Instant::now()) else { break };
+                gate = self.changed.wait_timeout(gate, left).expect(UNBROKEN).0;
+            }
+        }
+        drop(self.changed.wait_while(gate, |gate| !is_reset() && gate.cut.contains(&way)).expect(UNBROKEN));
+        !is_reset()
     }
 
     /// The node whose process holds the other end.
@@ -251,8 +319,6 @@ fn hexadecimal(address: SocketAddr) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     /// Two nodes; this process is the second, and dials the first.
@@ -311,6 +377,43 @@ mod tests {
         // The next connection is whole.
         let (mut dialler, mut accepted) = connect(&node, front);
         dialler.write_all(b"c").unwrap();
+        accepted.read_exact(&mut [0]).unwrap();
+    }
+
+    #[test]
+    fn a_way_that_is_cut_leaves_the_way_back_open_and_counts_what_it_held() {
+        let (links, node, front) = links();
+        let (mut dialler, mut accepted) = connect(&node, front);
+        dialler.write_all(b"a").unwrap();
+        accepted.read_exact(&mut [0]).unwrap();
+        links.cut_ways(&[(1, 0)]);
+        assert_eq!(links.bitten(&[(1, 0)]), 0);
+        dialler.write_all(b"b").unwrap();
+        accepted.write_all(b"c").unwrap();
+        dialler.read_exact(&mut [0]).unwrap();
+        assert!(is_silent(&accepted));
+        assert_eq!((links.bitten(&[(1, 0)]), links.bitten(&[(0, 1)])), (1, 0));
+        links.heal_ways(&[(1, 0)], Heal::Resume);
+        accepted.read_exact(&mut [0]).unwrap();
+    }
+
+    #[test]
+    fn a_slow_way_takes_its_time() {
+        let (links, node, front) = links();
+        let (mut dialler, mut accepted) = connect(&node, front);
+        let latency = Latency { base: Duration::from_millis(100), jitter: Duration::from_millis(10) };
+        links.slow_down(&[(1, 0)], latency);
+        let sent = Instant::now();
+        dialler.write_all(b"a").unwrap();
+        accepted.read_exact(&mut [0]).unwrap();
+        assert!(sent.elapsed() >= latency.base);
+        assert_eq!(links.bitten(&[(1, 0)]), 1);
+        // It is not waited for what is fast again.
+        let endless = Latency { base: Duration::from_secs(3600), ..latency };
+        links.slow_down(&[(1, 0)], endless);
+        dialler.write_all(b"b").unwrap();
+        assert!(is_silent(&accepted));
+        links.speed_up(&[(1, 0)]);
         accepted.read_exact(&mut [0]).unwrap();
     }
 

@@ -19,14 +19,16 @@ mod report;
 mod scenario;
 mod workload;
 
-use std::{fs, io, path::PathBuf, process::ExitCode};
+use std::{fs, io, path::PathBuf, process::ExitCode, time::Duration};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     checker::Verdict,
+    nemesis::Nemesis,
     report::Report,
-    scenario::{Run, Scenario, Settings},
+    scenario::{Faults, Run, Scenario, Settings},
+    workload::Work,
 };
 
 /// Starts real gogate processes, does harm to them, and judges from the clients' records what was lost.
@@ -43,15 +45,30 @@ struct Arguments {
     /// What to do
     #[arg(long, value_enum, default_value_t = Scenario::Kill)]
     scenario: Scenario,
-    /// How many faults [default: kill 200, returning-follower 100, failover 50]
+    /// How many faults [default: kill 200, returning-follower 100, failover 50]; faults: goes by --seconds
     #[arg(long)]
     rounds: Option<usize>,
-    /// How many clients write to each cluster [default: kill 16, returning-follower 2]
+    /// How many clients write to each cluster [default: kill 16, faults 8, returning-follower 2]
     #[arg(long)]
     clients: Option<usize>,
     /// How many clusters share the rounds [default: 1; returning-follower 10]
     #[arg(long)]
     parallel: Option<usize>,
+    /// faults: what the clients do
+    #[arg(long, value_enum, default_value_t = Work::Registry)]
+    workload: Work,
+    /// faults: which injuries are done, one after another [default: all that so many nodes allow]
+    #[arg(long, value_enum, value_delimiter = ',')]
+    nemesis: Vec<Nemesis>,
+    /// faults: how many injuries at once
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=3))]
+    at_once: u8,
+    /// faults: for how long
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// How many nodes a cluster has [default: 3, and 5 if a nemesis needs them]
+    #[arg(long, value_parser = clap::value_parser!(u8).range(3..=9))]
+    nodes: Option<u8>,
     /// Repeats the plan of faults and operations; how they meet is up to the machine [default: random]
     #[arg(long)]
     seed: Option<u64>,
@@ -122,6 +139,19 @@ fn run(arguments: &Arguments) -> io::Result<Verdict> {
 
 fn settings(arguments: &Arguments) -> io::Result<Settings> {
     let scenario = arguments.scenario;
+    let needed = arguments.nemesis.iter().map(|nemesis| nemesis.nodes_min()).max();
+    let nodes = arguments.nodes.or(needed).unwrap_or(3);
+    let nemeses = match &*arguments.nemesis {
+        [] => Nemesis::value_variants().iter().copied().filter(|one| one.nodes_min() <= nodes).collect(),
+        _ if needed > Some(nodes) => return Err(io::Error::other("the nemesis `ring` needs --nodes 5")),
+        chosen => chosen.to_vec(),
+    };
+    let faults = Faults {
+        work: arguments.workload,
+        nemeses,
+        time: Duration::from_secs(arguments.seconds),
+        at_once: arguments.at_once.into(),
+    };
     let seed = arguments.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let parent = arguments.dir.clone().unwrap_or_else(std::env::temp_dir);
     fs::create_dir_all(&parent)?;
@@ -135,6 +165,8 @@ fn settings(arguments: &Arguments) -> io::Result<Settings> {
         rounds: arguments.rounds.unwrap_or_else(|| scenario.rounds()),
         clients: arguments.clients.unwrap_or_else(|| scenario.clients()),
         parallel: arguments.parallel.unwrap_or_else(|| scenario.parallel()),
+        nodes,
+        faults,
         seed,
         dir: parent.canonicalize()?.join(run),
     })
@@ -143,5 +175,5 @@ fn settings(arguments: &Arguments) -> io::Result<Settings> {
 fn again(settings: &Settings, history: &std::path::Path) -> io::Result<Run> {
     let events = history::read(history)?;
     let dir = history.parent().unwrap_or(history).to_owned();
-    Ok(scenario::judge(settings.scenario, settings.rounds, dir, events))
+    Ok(scenario::judge(settings, settings.rounds, dir, events))
 }

@@ -4,12 +4,14 @@
 //! knows no time; states are cheap to copy and to hash, so that long texts cost no memory. Neighbours: `logs`
 //! reads operations from files, `checker` makes them from our own records.
 
+mod instance;
 mod register;
 mod text;
 mod texts;
 
 use std::hash::Hash;
 
+pub use instance::{InstanceModel, InstanceOperation};
 pub use register::{Register, RegisterOperation};
 pub use text::Text;
 pub use texts::{Texts, TextsOperation};

@@ -4,6 +4,8 @@
 //! with what became of it; one that did not take hold is never counted, and is no finding either. Neighbours:
 //! `processes` does it, `scenario` says when the next one is due.
 
+mod injury;
+
 use std::{
     io, thread,
     time::{Duration, Instant},
@@ -16,6 +18,8 @@ use crate::{
     history::{Fault, FaultKind, FaultStatus, Recorder},
     processes::Processes,
 };
+
+pub use injury::{Nemesis, Victims};
 
 /// The longest that a node runs undisturbed before it is killed.
 const RUNNING_MS_MAX: u64 = 1000;

@@ -15,10 +15,12 @@ use std::{
     os::unix::process::{CommandExt, ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rand::Rng;
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 
 use crate::client::Nodes;
 
@@ -34,6 +36,15 @@ const WEB_PORT: u16 = 2;
 /// How many places are tried for a cluster's addresses.
 const PLACES_MAX: usize = 100;
 
+/// Where Debian's package `faketime` has its library.
+const FAKETIME: [&str; 2] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+];
+
+/// How long the kernel may take to stop a process, or to let it go on.
+const PAUSES_WITHIN: Duration = Duration::from_secs(1);
+
 /// The nodes of one cluster.
 pub struct Processes {
     program: PathBuf,
@@ -48,6 +59,8 @@ struct Node {
     /// Where the others are told to reach it: in front of `peer`, if there are links.
     advertise: SocketAddr,
     child: Option<Child>,
+    /// A library that is loaded into it first, and the file that tells the library the time.
+    clock: Option<(PathBuf, PathBuf)>,
 }
 
 // === impl Processes ===
@@ -65,7 +78,7 @@ impl Processes {
             .map(|(index, (admin, peer, link))| {
                 let name = format!("n{}", index + 1);
                 let advertise = if links { link } else { peer };
-                Node { dir: dir.join(&name), name, admin, peer, advertise, child: None }
+                Node { dir: dir.join(&name), name, admin, peer, advertise, child: None, clock: None }
             })
             .collect();
         let peers: Vec<String> = nodes.iter().map(|node| node.advertise.to_string()).collect();
@@ -96,6 +109,11 @@ impl Processes {
         self.nodes.iter().map(|node| (node.name.clone(), node.admin)).collect()
     }
 
+    /// Where requests to be routed go.
+    pub fn web(&self) -> Nodes {
+        self.nodes.iter().map(|node| (node.name.clone(), node.web())).collect()
+    }
+
     /// Where a node's peer port is, and where the others are told that it is.
     pub fn peer(&self, node: usize) -> (SocketAddr, SocketAddr) {
         (self.nodes[node].peer, self.nodes[node].advertise)
@@ -105,7 +123,15 @@ impl Processes {
     pub fn start(&mut self, node: usize) -> io::Result<u32> {
         let node = &mut self.nodes[node];
         let log = OpenOptions::new().create(true).append(true).open(node.log())?;
-        let child = Command::new(std::env::current_exe()?)
+        let mut command = Command::new(std::env::current_exe()?);
+        if let Some((library, file)) = &node.clock {
+            command
+                .env("LD_PRELOAD", library)
+                .env("FAKETIME_TIMESTAMP_FILE", file)
+                .env("FAKETIME_NO_CACHE", "1")
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
+        let child = command
             .arg(AS_CHILD)
             .arg(std::process::id().to_string())
             .arg(&self.program)
@@ -120,6 +146,54 @@ impl Processes {
         let pid = child.id();
         node.child = Some(child);
         Ok(pid)
+    }
+
+    /// From their next start on, the nodes' wall clocks can be set; false: libfaketime is not installed.
+    pub fn make_clocks(&mut self) -> io::Result<bool> {
+        let Some(library) = FAKETIME.iter().map(Path::new).find(|path| path.exists()) else {
+            return Ok(false);
+        };
+        for node in &mut self.nodes {
+            let file = node.dir.join("clock");
+            fs::write(&file, "+0s\n")?;
+            node.clock = Some((library.to_owned(), file));
+        }
+        Ok(true)
+    }
+
+    /// Sets a node's wall clock off by so many seconds. Its monotonic clock goes on as it does.
+    pub fn set_clock(&self, node: usize, offset_s: i64) -> io::Result<()> {
+        match &self.nodes[node].clock {
+            Some((_, file)) => fs::write(file, format!("{offset_s:+}s\n")),
+            None => Err(io::Error::other("this node's clock cannot be set")),
+        }
+    }
+
+    /// Whether a node that runs is told the time by [`Self::set_clock`]: the library reads the file whenever it is
+    /// asked. (What the node shows of its wall clock is no proof: a `Date` is cached, and then never goes back.)
+    pub fn asks_our_clock(&self, node: usize) -> io::Result<bool> {
+        let Node { clock: Some((library, _)), child: Some(child), .. } = &self.nodes[node] else {
+            return Ok(false);
+        };
+        let maps = fs::read_to_string(format!("/proc/{}/maps", child.id()))?;
+        Ok(maps.lines().any(|line| line.ends_with(&*library.to_string_lossy())))
+    }
+
+    /// Stops a node where it stands (SIGSTOP), or lets it go on. True: the kernel says that it does.
+    pub fn pause(&self, node: usize, stop: bool) -> io::Result<bool> {
+        let Some(child) = &self.nodes[node].child else { return Ok(false) };
+        let pid =
+            i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        kill_process(pid, if stop { Signal::STOP } else { Signal::CONT })?;
+        // The signal is delivered soon, not at once.
+        let deadline = Instant::now() + PAUSES_WITHIN;
+        while is_stopped(child.id())? != stop {
+            if Instant::now() > deadline {
+                return Ok(false);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(true)
     }
 
     /// Sends SIGKILL to all of them at once; [`Self::reap`] has to follow.
@@ -173,11 +247,15 @@ impl Node {
         self.dir.join("log")
     }
 
+    fn web(&self) -> SocketAddr {
+        SocketAddr::new(self.admin.ip(), self.admin.port() + WEB_PORT)
+    }
+
     fn file(&self, secret: &Path, peers: &[String]) -> String {
         let Self { name, dir, admin, peer, advertise, .. } = self;
         let (data, secret) = (dir.join("data"), secret.display());
         // Every document has the listener `web`, at one address for all nodes unless they say otherwise.
-        let web = SocketAddr::new(admin.ip(), admin.port() + WEB_PORT);
+        let web = self.web();
         format!(
             "node: {{ name: {name}, data_dir: {data:?} }}\n\
              admin: {{ listen: \"{admin}\" }}\n\
@@ -188,6 +266,13 @@ impl Node {
             peers.len(),
         )
     }
+}
+
+/// Whether a process stands still by a signal: proc(5), `/proc/PID/stat`, the first field after the name.
+fn is_stopped(pid: u32) -> io::Result<bool> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let state = stat.rsplit_once(") ").and_then(|(_, fields)| fields.chars().next());
+    Ok(state == Some('T'))
 }
 
 /// Admin, peer and link address of each node, on loopback addresses and ports that nobody has.
@@ -238,8 +323,6 @@ pub fn check_program(program: &Path) -> io::Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
-
     use super::*;
 
     #[test]
@@ -264,7 +347,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         while processes.ended(0).is_none() {
             assert!(Instant::now() < deadline, "the child never ended");
-            std::thread::yield_now();
+            thread::yield_now();
         }
         processes.kill(&[0]).unwrap();
         assert!(!processes.reap(&[0]).unwrap());

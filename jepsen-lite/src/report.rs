@@ -9,6 +9,7 @@ use std::{
     path::PathBuf,
 };
 
+use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::{
@@ -289,14 +290,28 @@ impl Figures {
 
 /// The command that repeats a run.
 fn command(settings: &Settings) -> String {
-    let Settings { program, rounds, clients, parallel, seed, .. } = settings;
-    let scenario = match settings.scenario {
-        Scenario::Kill => "kill",
-        Scenario::ReturningFollower => "returning-follower",
-        Scenario::Failover => "failover",
+    let Settings { program, scenario, rounds, clients, parallel, nodes, faults, seed, .. } = settings;
+    let scenario = name(scenario);
+    let faults = match settings.scenario {
+        Scenario::Faults => {
+            let nemeses: Vec<String> = faults.nemeses.iter().map(name).collect();
+            format!(
+                " --workload {} --nemesis {} --at-once {} --seconds {} --nodes {nodes}",
+                name(&faults.work),
+                nemeses.join(","),
+                faults.at_once,
+                faults.time.as_secs(),
+            )
+        }
+        Scenario::Kill | Scenario::ReturningFollower | Scenario::Failover => String::new(),
     };
     format!(
-        "cargo run --release -p jepsen-lite -- --bin {} --scenario {scenario} --rounds {rounds} --clients {clients} --parallel {parallel} --seed {seed}",
+        "cargo run --release -p jepsen-lite -- --bin {} --scenario {scenario} --rounds {rounds} --clients {clients} --parallel {parallel}{faults} --seed {seed}",
         program.display()
     )
+}
+
+/// As the command line has it.
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }

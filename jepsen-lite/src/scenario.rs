@@ -5,11 +5,13 @@
 //! each scenario has a file below; `processes`, `links`, `nemesis`, `workload` do, `checker` judges.
 
 mod failover;
+mod faults;
 mod kill;
 mod returning_follower;
 
 use std::{
     fs, io,
+    net::TcpListener,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, atomic::Ordering},
     thread,
@@ -20,13 +22,11 @@ use crate::{
     checker::{self, Demands, FINAL_CLIENT, Failover, Judgement},
     client::{Client, Patience},
     history::{Event, FaultKind, Outcome, Recorder, Seen},
-    nemesis,
+    links::Links,
+    nemesis::{self, Nemesis},
     processes::Processes,
-    workload,
+    workload::{self, Work},
 };
-
-/// How many nodes a cluster has.
-const NODES: u8 = 3;
 
 /// The most that a call may take once the faults are over.
 const FINAL_PATIENCE: Patience =
@@ -52,6 +52,8 @@ pub enum Scenario {
     ReturningFollower,
     /// the leader is killed again and again: how long until writes are acknowledged
     Failover,
+    /// a workload of its own, under injuries of many kinds
+    Faults,
 }
 
 /// What a scenario is told.
@@ -67,10 +69,27 @@ pub struct Settings {
     pub clients: usize,
     /// How many clusters share the rounds.
     pub parallel: usize,
+    /// How many nodes a cluster has.
+    pub nodes: u8,
+    /// What the scenario `faults` does.
+    pub faults: Faults,
     /// Where everything random comes from.
     pub seed: u64,
     /// Where data, logs and histories lie.
     pub dir: PathBuf,
+}
+
+/// What the scenario `faults` is told besides.
+#[derive(Debug, Clone)]
+pub struct Faults {
+    /// What the clients do.
+    pub work: Work,
+    /// Which injuries are done.
+    pub nemeses: Vec<Nemesis>,
+    /// For so long.
+    pub time: Duration,
+    /// So many at once.
+    pub at_once: usize,
 }
 
 /// What one cluster's run came to.
@@ -102,6 +121,8 @@ impl Scenario {
             Self::Kill => 200,
             Self::ReturningFollower => 100,
             Self::Failover => 50,
+            // It goes by time; a round has all that happens in that.
+            Self::Faults => 1,
         }
     }
 
@@ -112,35 +133,45 @@ impl Scenario {
             Self::ReturningFollower => 2,
             // One for each survivor.
             Self::Failover => 2,
+            Self::Faults => 8,
         }
     }
 
     /// Clusters, unless told otherwise.
     pub fn parallel(self) -> usize {
         match self {
-            Self::Kill | Self::Failover => 1,
+            Self::Kill | Self::Failover | Self::Faults => 1,
             Self::ReturningFollower => 10,
         }
     }
+}
 
+// === impl Settings ===
+
+impl Settings {
     /// The demands on a history with so many rounds. Each is well below what a run gives that works.
-    pub fn demands(self, rounds: usize, nodes: Vec<String>) -> Demands {
-        let (fault, acknowledged_per_round) = match self {
-            Self::Kill => (FaultKind::Kill, 20),
-            Self::ReturningFollower => (FaultKind::Heal, 5),
-            Self::Failover => (FaultKind::Kill, 2),
+    pub fn demands(&self, rounds: usize) -> Demands {
+        let seconds = usize::try_from(self.faults.time.as_secs()).unwrap_or(usize::MAX);
+        let (faults, faults_min, acknowledged_min) = match self.scenario {
+            Scenario::Kill => (vec![FaultKind::Kill], rounds, 20 * rounds),
+            Scenario::ReturningFollower => (vec![FaultKind::Heal], rounds, 5 * rounds),
+            Scenario::Failover => (vec![FaultKind::Kill], rounds, 2 * rounds),
+            Scenario::Faults => {
+                let acknowledged = self.faults.work.acknowledged_per_minute() * seconds / 60;
+                (faults::ENDS.to_vec(), 1 + seconds / 15, acknowledged)
+            }
         };
-        Demands { nodes, acknowledged_min: acknowledged_per_round * rounds, fault, faults_min: rounds }
+        let all_take_hold = self.scenario == Scenario::Faults;
+        Demands { nodes: self.node_names(), acknowledged_min, faults, faults_min, all_take_hold }
+    }
+
+    fn node_names(&self) -> Vec<String> {
+        (1..=self.nodes).map(|node| format!("n{node}")).collect()
     }
 }
 
 /// Clusters form one after another: what a machine can start at once is not what a scenario is about.
 static FORMING: Mutex<()> = Mutex::new(());
-
-/// The names of a cluster's nodes.
-pub fn node_names() -> Vec<String> {
-    (1..=NODES).map(|node| format!("n{node}")).collect()
-}
 
 /// Runs the scenario on as many clusters as asked for, each on a thread of its own.
 pub fn run(settings: &Settings) -> io::Result<Vec<Run>> {
@@ -159,23 +190,29 @@ pub fn run(settings: &Settings) -> io::Result<Vec<Run>> {
 fn run_cluster(settings: &Settings, cluster: usize, rounds: usize) -> io::Result<Run> {
     let dir = settings.dir.join(format!("cluster-{cluster}"));
     let seed = settings.seed.wrapping_add(1000 * cluster as u64);
-    let links = settings.scenario == Scenario::ReturningFollower;
+    let links = matches!(settings.scenario, Scenario::ReturningFollower | Scenario::Faults);
     let stage = Stage::create(settings, &dir, format!("cluster {cluster}"), links)?;
     let events = match settings.scenario {
         Scenario::Kill => kill::run(stage, settings.clients, seed, rounds),
         Scenario::ReturningFollower => returning_follower::run(stage, settings.clients, seed, rounds),
         Scenario::Failover => failover::run(stage, seed, rounds),
+        Scenario::Faults => faults::run(stage, &settings.faults, settings.clients, seed),
     }?;
-    Ok(judge(settings.scenario, rounds, dir, events))
+    Ok(judge(settings, rounds, dir, events))
 }
 
 /// Judges what was recorded, now or by an earlier run.
-pub fn judge(scenario: Scenario, rounds: usize, dir: PathBuf, events: Vec<Event>) -> Run {
-    let operations = crate::history::operations(&events);
-    let judgement = checker::check(&events, &scenario.demands(rounds, node_names()));
-    let failovers = match scenario {
-        Scenario::Failover => checker::failovers(&events, &operations, &node_names()),
-        Scenario::Kill | Scenario::ReturningFollower => Vec::new(),
+pub fn judge(settings: &Settings, rounds: usize, dir: PathBuf, events: Vec<Event>) -> Run {
+    let demands = settings.demands(rounds);
+    let judgement = match settings.scenario {
+        Scenario::Faults => checker::check_work(settings.faults.work, &events, &demands),
+        _ => checker::check(&events, &demands),
+    };
+    let failovers = match settings.scenario {
+        Scenario::Failover => {
+            checker::failovers(&events, &crate::history::operations(&events), &demands.nodes)
+        }
+        _ => Vec::new(),
     };
     Run { dir, events, judgement, failovers }
 }
@@ -186,7 +223,7 @@ impl Stage {
     /// Lays out a cluster; nothing runs yet.
     fn create(settings: &Settings, dir: &Path, label: String, links: bool) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let processes = Processes::create(&settings.program, dir, NODES, links)?;
+        let processes = Processes::create(&settings.program, dir, settings.nodes, links)?;
         let recorder = Arc::new(Recorder::create(&dir.join(HISTORY_FILE))?);
         Ok(Self { processes, recorder, dir: dir.to_owned(), label })
     }
@@ -203,6 +240,15 @@ impl Stage {
             self.progress("the cluster serves");
         }
         Ok(serves)
+    }
+
+    /// Puts links in front of all nodes. They are to be told the nodes' processes.
+    fn links(&self) -> io::Result<Links> {
+        let ports = self.all().into_iter().map(|node| {
+            let (peer, advertise) = self.processes.peer(node);
+            Ok((peer, TcpListener::bind(advertise)?))
+        });
+        Links::create(ports.collect::<io::Result<_>>()?)
     }
 
     fn all(&self) -> Vec<usize> {

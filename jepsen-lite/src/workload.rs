@@ -1,11 +1,17 @@
 //! Clients that write through all nodes at once.
 //!
 //! Job: a stream of registrations, removals, heartbeats, reads, documents and requests that must be refused,
-//! from the seed. Invariants: an id is written by one client only, and never again after an operation on it
+//! from the seed; and, below, other streams of other things. Invariants: here, an id is written by one client only, and never again after an operation on it
 //! became unknown, so that what may be there stays easy to say; no content is sent twice. Neighbours:
 //! `client` asks and records; a scenario starts and stops it.
 
+mod contended;
+mod documents;
+mod leases;
+mod traffic;
+
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -31,6 +37,37 @@ const OWNED_MAX: usize = 400;
 /// What is sent along with an instance: mostly little, sometimes enough to fill a log entry.
 const PAYLOAD_BYTES: [usize; 3] = [16, 2 << 10, 12 << 10];
 
+/// What clients do while faults are injected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// few instances that everybody writes and reads
+    Registry,
+    /// instances that live by heartbeats, and some that fall silent
+    Leases,
+    /// documents that several replace, and what each proxy serves
+    Documents,
+    /// requests through every proxy
+    Traffic,
+}
+
+/// Where clients work, and as who.
+pub struct Site {
+    /// The nodes' admin API.
+    pub admin: Nodes,
+    /// Their proxies.
+    pub web: Nodes,
+    /// Where all of it is recorded.
+    pub recorder: Arc<Recorder>,
+    /// Where everything random comes from.
+    pub seed: u64,
+    /// How many clients there are.
+    pub clients: usize,
+}
+
+/// What a client does next; it tells how long it pauses then.
+type Step = Box<dyn FnMut() -> Duration + Send>;
+
 /// The running clients. They stop when it is dropped.
 pub struct Workload {
     stop: Arc<AtomicBool>,
@@ -45,10 +82,24 @@ struct Writer {
     next: u64,
 }
 
+// === impl Work ===
+
+impl Work {
+    /// So many acknowledged writes are to be had even from a cluster that is injured most of the time.
+    pub fn acknowledged_per_minute(self) -> usize {
+        match self {
+            Self::Registry => 300,
+            Self::Leases | Self::Documents => 15,
+            Self::Traffic => 10,
+        }
+    }
+}
+
 // === impl Workload ===
 
 impl Workload {
-    /// Starts `clients` clients, each of which pauses up to `pause_ms_max` after every operation.
+    /// Starts `clients` clients that write what is theirs alone, each of which pauses up to `pause_ms_max`
+    /// after every operation.
     pub fn start(
         clients: usize,
         pause_ms_max: u64,
@@ -56,18 +107,38 @@ impl Workload {
         recorder: &Arc<Recorder>,
         seed: u64,
     ) -> Self {
+        let clients = (0..clients).map(|index| {
+            let client = Client::new(format!("c{index}"), nodes.clone(), recorder.clone(), PATIENCE);
+            let rng = StdRng::seed_from_u64(seed.wrapping_add(index as u64));
+            let mut writer = Writer { client, rng, owned: Vec::new(), next: 0 };
+            let step = move || {
+                writer.step();
+                Duration::from_millis(writer.rng.random_range(0..=pause_ms_max))
+            };
+            Box::new(step) as Step
+        });
+        Self::spawn(clients)
+    }
+
+    /// Starts the clients of this work.
+    pub fn of(work: Work, site: &Site) -> io::Result<Self> {
+        Ok(match work {
+            Work::Registry => Self::spawn(contended::clients(site)),
+            Work::Leases => Self::spawn(leases::clients(site)),
+            Work::Documents => Self::spawn(documents::clients(site)),
+            Work::Traffic => Self::spawn(traffic::clients(site)?),
+        })
+    }
+
+    /// Starts a thread for each of `clients`, which takes its steps again and again.
+    fn spawn(clients: impl Iterator<Item = Step>) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let threads = (0..clients)
-            .map(|index| {
-                let name = format!("c{index}");
-                let client = Client::new(name, nodes.clone(), recorder.clone(), PATIENCE);
-                let rng = StdRng::seed_from_u64(seed.wrapping_add(index as u64));
-                let mut writer = Writer { client, rng, owned: Vec::new(), next: 0 };
+        let threads = clients
+            .map(|mut step| {
                 let stop = stop.clone();
                 thread::spawn(move || {
                     while !stop.load(Ordering::Relaxed) {
-                        writer.step();
-                        thread::sleep(Duration::from_millis(writer.rng.random_range(0..=pause_ms_max)));
+                        thread::sleep(step());
                     }
                 })
             })
@@ -85,6 +156,18 @@ impl Workload {
 impl Drop for Workload {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+// === impl Site ===
+
+impl Site {
+    fn client(&self, name: &str, patience: Patience) -> Client {
+        Client::new(name.to_owned(), self.admin.clone(), self.recorder.clone(), patience)
+    }
+
+    fn web_client(&self, name: &str, patience: Patience) -> Client {
+        Client::new(name.to_owned(), self.web.clone(), self.recorder.clone(), patience)
     }
 }
 
@@ -117,7 +200,13 @@ impl Writer {
             payload.push_str(&format!("{:016x}", self.rng.random::<u64>()));
         }
         let name = format!("service-{}", self.rng.random_range(0..8));
-        Instance { id, name, address: format!("127.0.0.1:{}", self.rng.random_range(1..=65_535)), payload }
+        Instance {
+            id,
+            name,
+            address: format!("127.0.0.1:{}", self.rng.random_range(1..=65_535)),
+            payload,
+            ttl_ms: 0,
+        }
     }
 
     fn fresh_id(&mut self) -> String {

@@ -8,6 +8,7 @@ use crate::history::{Call, Operation, Outcome, Seen};
 pub(super) fn check(operations: &[Operation], judgement: &mut Judgement) {
     let acknowledged = acknowledged(operations, judgement);
     order(operations, &acknowledged, judgement);
+    updates(operations, &acknowledged, judgement);
     contents(operations, &acknowledged, judgement);
     at_the_end(operations, &acknowledged, judgement);
 }
@@ -63,6 +64,30 @@ fn order(operations: &[Operation], acknowledged: &BTreeMap<u64, &Operation>, jud
             let text =
                 format!("{} answered version {seen} after version {newest} was acknowledged", operation.node);
             judgement.violation("document versions go back", text, vec![by, operation]);
+        }
+    }
+}
+
+/// What replaces version V comes right after V: nothing that was current in between is overwritten unseen.
+fn updates(operations: &[Operation], acknowledged: &BTreeMap<u64, &Operation>, judgement: &mut Judgement) {
+    let mut current = acknowledged.clone();
+    for operation in operations {
+        if let (Call::GetConfig { version: None, .. }, Outcome::Ok { seen: Seen::Document { version, .. } }) =
+            (&operation.call, &operation.outcome)
+        {
+            current.entry(*version).or_insert(operation);
+        }
+    }
+    for (version, write) in acknowledged {
+        let Call::PutConfig { if_match, .. } = &write.call else { continue };
+        if if_match >= version {
+            continue;
+        }
+        let before = |by: &Operation| write.ended_us.is_some_and(|end| by.invoked_us < end);
+        if let Some((lost, by)) = current.range(if_match + 1..*version).find(|(_, by)| before(by)) {
+            let text =
+                format!("version {version} replaced version {if_match}, and version {lost} was current");
+            judgement.violation("an update is lost", text, vec![by, write]);
         }
     }
 }

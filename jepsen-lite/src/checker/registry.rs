@@ -93,7 +93,7 @@ impl<'a> Life<'a> {
             (Call::Heartbeat { .. }, Outcome::Ok { .. }) => {
                 self.expect(self.may_be_there(), id, operation, judgement);
             }
-            (Call::Get { .. }, Outcome::Ok { seen: Seen::Instance { content } }) => {
+            (Call::Get { .. }, Outcome::Ok { seen: Seen::Instance { content, .. } }) => {
                 self.expect(self.may_be(Some(content)), id, operation, judgement);
             }
             (_, Outcome::Fail { status: Some(404), .. }) => {
@@ -207,13 +207,18 @@ fn final_reads<'a>(
 
 impl Call {
     /// The instance that it is about.
-    fn instance(&self) -> Option<&str> {
+    pub(super) fn instance(&self) -> Option<&str> {
         match self {
             Self::Register { id, .. }
             | Self::Deregister { id }
             | Self::Heartbeat { id }
             | Self::Get { id } => Some(id),
-            Self::List { .. } | Self::PutConfig { .. } | Self::GetConfig { .. } | Self::Status => None,
+            Self::List { .. }
+            | Self::PutConfig { .. }
+            | Self::GetConfig { .. }
+            | Self::Status
+            | Self::Serve
+            | Self::Request => None,
         }
     }
 }

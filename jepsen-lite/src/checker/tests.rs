@@ -3,6 +3,8 @@
 use super::*;
 use crate::history::Seen;
 
+mod work;
+
 /// A history in the making. Every call takes a millisecond unless it is left open.
 #[derive(Default)]
 struct History {
@@ -71,7 +73,7 @@ impl History {
 
 fn demands() -> Demands {
     let nodes = vec!["n1".to_owned(), "n2".to_owned()];
-    Demands { nodes, acknowledged_min: 0, fault: FaultKind::Kill, faults_min: 0 }
+    Demands { nodes, acknowledged_min: 0, faults: vec![FaultKind::Kill], all_take_hold: false, faults_min: 0 }
 }
 
 fn ok() -> Outcome {
@@ -91,12 +93,12 @@ fn unknown() -> Outcome {
 }
 
 fn register(id: &str, content: &str) -> Call {
-    Call::Register { id: id.to_owned(), content: content.to_owned(), flaw: None }
+    Call::Register { id: id.to_owned(), content: content.to_owned(), ttl_ms: 0, flaw: None }
 }
 
 fn flawed(id: &str, content: &str) -> Call {
     let flaw = Some("it is flawed".to_owned());
-    Call::Register { id: id.to_owned(), content: content.to_owned(), flaw }
+    Call::Register { id: id.to_owned(), content: content.to_owned(), ttl_ms: 0, flaw }
 }
 
 fn deregister(id: &str) -> Call {
@@ -295,7 +297,10 @@ fn a_read_of_an_old_content_is_found() {
     let mut history = History::default();
     history.write(register("a", "1"), ok());
     history.write(register("a", "2"), ok());
-    history.write(Call::Get { id: "a".to_owned() }, ok_seeing(Seen::Instance { content: "1".to_owned() }));
+    history.write(
+        Call::Get { id: "a".to_owned() },
+        ok_seeing(Seen::Instance { content: "1".to_owned(), epoch: 1 }),
+    );
     breaks(&history.ends_with(&[("a", "2")]), "an answer contradicts an acknowledgement");
 }
 

@@ -80,8 +80,13 @@ fn write(mut client: Client, node: usize, killed: &AtomicBool) -> bool {
     for number in 0_u64.. {
         let begins_after = killed.load(Ordering::Relaxed);
         let id = format!("{}-{number}", client.name());
-        let instance =
-            Instance { payload: id.clone(), id, name: "failover".into(), address: "127.0.0.1:9000".into() };
+        let instance = Instance {
+            payload: id.clone(),
+            id,
+            name: "failover".into(),
+            address: "127.0.0.1:9000".into(),
+            ttl_ms: 0,
+        };
         let outcome = client.register(node, &instance);
         if begins_after {
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + nemesis::SERVES_WITHIN);

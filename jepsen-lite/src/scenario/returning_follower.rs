@@ -1,9 +1,7 @@
 //! A follower is cut off from the others for a while and returns: the leader has to stay.
 
 use std::{
-    io,
-    net::TcpListener,
-    thread,
+    io, thread,
     time::{Duration, Instant},
 };
 
@@ -44,11 +42,7 @@ struct Said {
 pub(super) fn run(mut stage: Stage, clients: usize, seed: u64, rounds: usize) -> io::Result<Vec<Event>> {
     let mut rng = StdRng::seed_from_u64(seed);
     let all = stage.all();
-    let ports = all.iter().map(|node| {
-        let (peer, advertise) = stage.processes.peer(*node);
-        Ok((peer, TcpListener::bind(advertise)?))
-    });
-    let links = Links::create(ports.collect::<io::Result<_>>()?)?;
+    let links = stage.links()?;
     let serves = stage.form(|pids| {
         for (node, pid) in pids.into_iter().enumerate() {
             links.set_process(node, pid);
