@@ -190,6 +190,11 @@ impl Watches {
         self.cut.load(Ordering::Relaxed)
     }
 
+    /// Counts a watcher that was cut because it was too slow.
+    pub fn count_cut(&self) {
+        self.cut.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Begins to watch `service`, or everything. The watcher stands nowhere until [`Watcher::resume`].
     ///
     /// # Errors
@@ -339,15 +344,16 @@ impl Topics {
 // === impl Watcher ===
 
 impl Watcher {
+    /// Where it watches.
+    #[must_use]
+    pub fn watches(&self) -> &Watches {
+        &self.watches
+    }
+
     /// What it watches; none: everything.
     #[must_use]
     pub fn service(&self) -> Option<&str> {
         self.service.as_deref()
-    }
-
-    /// Counts it among those that were too slow.
-    pub fn count_cut(&self) {
-        self.watches.cut.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Goes on after `index`, up to which it knows everything; false if that is too old.
@@ -430,7 +436,7 @@ impl Watcher {
                     return Told::Reset;
                 }
                 Found::Fallen => {
-                    self.count_cut();
+                    self.watches.count_cut();
                     return Told::TooSlow;
                 }
                 Found::Nothing(last) => last.max(cursor.after),

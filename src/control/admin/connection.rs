@@ -42,7 +42,7 @@ use crate::control::watch::BEAT;
 
 /// Connections at one time. When they are taken, a new one takes the place of the one that has been idle for
 /// longest, so that idle ones never keep a probe out; if all are at work, it waits for the first to end.
-const CONNECTIONS_MAX: usize = 16_384;
+const CONNECTIONS_MAX: usize = 12_288;
 
 /// From one answer to the end of the next call's head, which bounds the sending of the answer too; connections
 /// that take longer are closed.
@@ -250,7 +250,15 @@ async fn http1_connection(
             connection.as_mut().graceful_shutdown();
             connection.await
         }
-        () = slot.over() => return,
+        () = slot.over() => {
+            if slot.state().0 == Phase::Stream {
+                debug!(%peer, "a client takes nothing of its stream: it is cut");
+                if let Some(context) = context.get() {
+                    context.watches.count_cut();
+                }
+            }
+            return;
+        }
     };
     if let Err(error) = ended {
         debug!(%peer, %error, "an admin connection broke off");

@@ -305,7 +305,7 @@ impl Sending {
             // In the middle of an event nothing can be told.
             drop(pieces);
             (self.pieces, self.ended) = (None, true);
-            self.watcher.count_cut();
+            self.watcher.watches().count_cut();
             return None;
         };
         // Copied: what waits in the connection's buffers must not keep all of it.
