@@ -52,6 +52,9 @@ use crate::{
     telemetry::access_log::AccessLog,
 };
 
+/// What can be done with files alone, for the command line.
+pub use crate::control::backup as offline;
+
 /// What this build calls itself.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 

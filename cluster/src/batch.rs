@@ -28,7 +28,7 @@ use crate::{
     forward::{self, Forwarded},
     handle::ProposeError,
     raft::{Core, Link, Links, Roles, SubmitError},
-    state::{Command, NodeId, Outcome},
+    state::{Command, Instance, NodeId, Outcome, RestoreStep},
     storage::codec::{self, Batch},
 };
 
@@ -209,7 +209,20 @@ fn weight(command: &Command) -> usize {
             Command::RefuseDocument { reason, .. } => reason.len(),
             Command::Once { key, command, .. } => key.len() + weight(command),
             Command::RetireNode { .. } => 0,
+            Command::Restore { step, .. } => match step {
+                RestoreStep::Instances(instances) => instances.iter().map(instance_weight).sum(),
+                RestoreStep::Document(version) => version.content.len() + version.by.len(),
+                RestoreStep::Begin { .. } | RestoreStep::Finish { .. } => 0,
+            },
         }
+}
+
+/// About how many bytes an instance takes in the log.
+pub(crate) fn instance_weight(instance: &Instance) -> usize {
+    const FIXED: usize = 32;
+    let metadata: usize = instance.metadata.iter().map(|(key, value)| key.len() + value.len() + 4).sum();
+    let tags: usize = instance.tags.iter().map(|tag| tag.len() + 2).sum();
+    FIXED + instance.id.len() + instance.name.len() + instance.address.len() + metadata + tags
 }
 
 /// About how many bytes a heartbeat takes in a tick.

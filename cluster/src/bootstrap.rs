@@ -499,7 +499,7 @@ fn found(door: &Door, seen: &Seen) -> Result<bool, StartError> {
     Ok(true)
 }
 
-fn new_uuid() -> String {
+pub(crate) fn new_uuid() -> String {
     let random: u128 = rand::random();
     // Version 4, variant 1, as RFC 9562 has them.
     let bits = (random & !(0xf << 76) & !(0x3 << 62)) | (0x4 << 76) | (0x2 << 62);

@@ -14,6 +14,7 @@ use futures_util::future::join_all;
 use tokio::sync::{broadcast, watch};
 
 use crate::{
+    backup::{self, Backup},
     bootstrap::{self, Door, Facts},
     figures::Figures,
     forward, manage,
@@ -350,6 +351,38 @@ impl Cluster {
     /// Takes a node out for good, dead or alive; the leader hands over before.
     pub async fn remove_member(&self, id: NodeId, timeout: Duration) -> Result<NodeId, ManageError> {
         manage::carry_out(&self.inner.node, manage::Change::Remove(id), timeout).await
+    }
+
+    /// All instances and documents as this node knows them; `made_at_ms` is the caller's wall clock.
+    pub fn backup(&self, made_at_ms: u64) -> Backup {
+        let identity = self.inner.door.identity();
+        let node = &self.inner.node;
+        node.replica.read(|state| Backup {
+            cluster: node.members.cluster_name().to_owned(),
+            cluster_uuid: identity.cluster_uuid.clone(),
+            node: node.name.clone(),
+            made_at_ms,
+            index: state.index(),
+            instances: state.registry().iter().cloned().collect(),
+            versions: state.documents().iter().cloned().collect(),
+        })
+    }
+
+    /// Puts a backup in the place of what the cluster has, which must be nothing unless `force`. Returns the index
+    /// of that one change, which this node has applied then; until it, nothing of the backup can be seen.
+    pub async fn restore(&self, backup: Backup, force: bool, timeout: Duration) -> Result<u64, ManageError> {
+        let index = backup::restore(&self.inner.node, backup, force, timeout).await?;
+        // The leader has applied it; a caller that asks this node for it must find it.
+        let mut applied = self.inner.node.replica.applied();
+        let seen = applied.wait_for(|_| self.read(|state| state.index() >= index));
+        let _ = tokio::time::timeout(timeout, seen).await;
+        Ok(index)
+    }
+
+    /// Has every member write its state to its disk, and drop what its log need not keep any more. Returns the last
+    /// log index that each has on its disk then; `None` for those that did not do it in time.
+    pub async fn snapshot_all(&self, timeout: Duration) -> Vec<(Member, Option<u64>)> {
+        status::snapshot_members(&self.inner.node, timeout).await
     }
 
     /// This node is to stop soon: from now on it leads only if nobody else can.

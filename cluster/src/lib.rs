@@ -12,6 +12,7 @@ pub mod state;
 pub mod storage;
 
 mod activation;
+mod backup;
 mod batch;
 mod bootstrap;
 mod election;
@@ -26,8 +27,10 @@ mod raft;
 mod reads;
 mod status;
 
+pub use backup::Backup;
 pub use batch::COMMAND_BYTES_MAX;
 pub use figures::{BUCKETS, DurationTotals, Figures};
 pub use handle::{Changes, Cluster, ClusterConfig, ProposeError, ReadError, StartError, Timers};
 pub use manage::ManageError;
+pub use raft::{Survivor, recover, survivor};
 pub use status::{Member, MemberReport, Status};

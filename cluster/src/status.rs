@@ -123,6 +123,27 @@ pub(crate) async fn of_members(node: &Node, timeout: Duration) -> Vec<(Member, O
     join_all(asked).await
 }
 
+/// Has every member write a snapshot; `None` for those that did not do it in `timeout`.
+pub(crate) async fn snapshot_members(node: &Node, timeout: Duration) -> Vec<(Member, Option<u64>)> {
+    let membership = node.core.roles().membership();
+    let asked = of(node, "").members.into_iter().map(|member| {
+        let record = membership.nodes.get(&member.id).cloned();
+        async move {
+            let written = async {
+                if member.id == node.id {
+                    return node.core.snapshot().await.ok();
+                }
+                let link = node.links.member(member.id, &record?);
+                let request = link.request(v1::TakeSnapshotRequest {}, Some(timeout));
+                Some(link.client().take_snapshot(request).await.ok()?.into_inner().index)
+            };
+            let index = tokio::time::timeout(timeout, written).await.ok().flatten();
+            (member, index)
+        }
+    });
+    join_all(asked).await
+}
+
 fn report(reply: v1::StatusReply) -> MemberReport {
     let v1::StatusReply { build, config_version, config_error, applied, state, draining, .. } = reply;
     MemberReport { build, config_version, config_error, applied, state, draining }

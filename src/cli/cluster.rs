@@ -1,6 +1,11 @@
 //! `gogate cluster`: who is in it, who leads, who comes and goes.
 
-use std::time::Duration;
+use std::{
+    fs::File,
+    io::Write,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use clap::Subcommand;
 use http::Method;
@@ -11,6 +16,7 @@ use super::{
     client::{Call, Client},
     output::{Table, cell, print, show},
 };
+use crate::node::offline;
 
 /// What a change of the members may take, and how long its answer is waited for.
 const CHANGE: &str = "30s";
@@ -45,6 +51,33 @@ pub(super) enum ClusterCommand {
     TransferLeader {
         /// Which one; without it: whichever is best
         id: Option<u64>,
+    },
+    /// Have every node write its state to its disk, and shorten its log
+    Snapshot,
+    /// Write all instances and documents to a file
+    Backup {
+        /// Replaced whole, once all of it is there and checked
+        file: PathBuf,
+        /// What one node last knew: also without a quorum
+        #[arg(long)]
+        stale: bool,
+    },
+    /// Read instances and documents from a file into a new, empty cluster
+    Restore {
+        /// As `backup` wrote it
+        file: PathBuf,
+        /// In the place of what the cluster has
+        #[arg(long)]
+        force: bool,
+    },
+    /// When the majority is gone for good: make one stopped node the only member of a new cluster
+    Recover {
+        /// Its data folder
+        #[arg(long, value_name = "DIR")]
+        data_dir: PathBuf,
+        /// The cluster's name, typed to confirm; without it: only says what would be done
+        #[arg(long, value_name = "NAME")]
+        confirm: Option<String>,
     },
     /// Have the node that --admin names stop taking traffic, so that it can be stopped
     Drain,
@@ -82,6 +115,21 @@ impl ClusterCommand {
                     table
                 })
             }
+            Self::Snapshot => {
+                let call =
+                    Call::new(Method::POST, format!("/v1/cluster/snapshot?timeout={CHANGE}")).repeatable();
+                let value = change(client, call).await?;
+                show(output, &value, || {
+                    let mut table = Table::new(&["NODE", "INDEX"]);
+                    for (name, index) in value["nodes"].as_object().into_iter().flatten() {
+                        table.row([name.clone(), cell(index)]);
+                    }
+                    table
+                })
+            }
+            Self::Backup { file, stale } => backup(client, output, &file, stale).await,
+            Self::Restore { file, force } => restore(client, output, &file, force).await,
+            Self::Recover { data_dir, confirm } => recover(&data_dir, confirm.as_deref()),
             Self::Drain => drain(client).await,
         }
     }
@@ -146,5 +194,62 @@ async fn drain(client: &Client) -> Result<(), CliError> {
             return print(&format!("{} is drained and can be stopped\n", cell(&value["node"])));
         }
         eprintln!("{} at {node} is draining", cell(&value["node"]));
+    }
+}
+
+/// What a backup or a restore of a large cluster may take.
+const LONG: &str = "60s";
+const LONG_TIMEOUT: Duration = Duration::from_secs(65);
+
+async fn backup(client: &Client, output: Format, file: &Path, stale: bool) -> Result<(), CliError> {
+    let stale = if stale { "&stale" } else { "" };
+    let call = Call::get(format!("/v1/cluster/backup?timeout={LONG}{stale}"));
+    let reply = client.with_timeout(LONG_TIMEOUT).call(&call).await?;
+    let unsound = |problem| CliError::Failed(format!("what arrived is not a sound backup: {problem}"));
+    let about = offline::inspect(&reply.body).map_err(unsound)?;
+    let mut partial = file.as_os_str().to_owned();
+    partial.push(".partial");
+    let written = File::create(&partial)
+        .and_then(|mut partial| partial.write_all(&reply.body).and_then(|()| partial.sync_all()))
+        .and_then(|()| std::fs::rename(&partial, file));
+    written.map_err(|error| CliError::Failed(format!("{}: {error}", file.display())))?;
+    show(output, &about, || contents(&about))
+}
+
+async fn restore(client: &Client, output: Format, file: &Path, force: bool) -> Result<(), CliError> {
+    let failed = |problem: String| CliError::Failed(format!("{}: {problem}", file.display()));
+    let bytes = std::fs::read(file).map_err(|error| failed(error.to_string()))?;
+    let about = offline::inspect(&bytes).map_err(failed)?;
+    eprintln!("{} bytes of cluster {}, index {}", about["bytes"], cell(&about["cluster"]), about["index"]);
+    let force = if force { "&force" } else { "" };
+    let mut call = Call::new(Method::POST, format!("/v1/cluster/restore?timeout={LONG}{force}"));
+    call.body = bytes.into();
+    call.headers.push((http::header::CONTENT_TYPE, "application/octet-stream".into()));
+    let value = client.with_timeout(LONG_TIMEOUT).call(&call).await?.json()?;
+    show(output, &value, || contents(&value))
+}
+
+fn contents(about: &Value) -> Table {
+    let mut table = Table::new(&["INDEX", "INSTANCES", "VERSION", "VERSIONS", "BYTES"]);
+    table.row(["index", "instances", "version", "versions", "bytes"].map(|key| cell(&about[key])));
+    table
+}
+
+fn recover(data_dir: &Path, confirm: Option<&str>) -> Result<(), CliError> {
+    let (cluster, described) = offline::survivor(data_dir).map_err(CliError::Failed)?;
+    let warning = "What this disk does not hold is lost: writes that the others acknowledged and this node had not seen yet.\n\
+        If one of the others can still be started, start it instead. If not, wipe their data folders before they run again.\n";
+    match confirm {
+        Some(name) if name == cluster => {
+            eprint!("{described}{warning}");
+            print(&offline::recover(data_dir).map_err(CliError::Failed)?)
+        }
+        Some(name) => Err(CliError::Usage(format!(
+            "the cluster is called `{cluster}`, not `{name}`; nothing was changed"
+        ))),
+        None => {
+            print(&format!("{described}{warning}"))?;
+            Err(CliError::Usage(format!("nothing was changed; to do it, add --confirm {cluster}")))
+        }
     }
 }

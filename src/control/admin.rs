@@ -5,6 +5,7 @@
 //! a handler in one of the files below, `error` alone makes refusals.
 
 mod answer;
+mod backup;
 mod cluster;
 mod config;
 mod connection;
@@ -160,6 +161,16 @@ async fn route(
         },
         ["v1", "cluster", "transfer-leader"] => match head.method {
             Method::POST => members::transfer_leader(context, query, body).await,
+            _ => method("POST"),
+        },
+        ["v1", "cluster", "backup"] if get => backup::backup(context, query).await,
+        ["v1", "cluster", "backup"] => method("GET, HEAD"),
+        ["v1", "cluster", "restore"] => match head.method {
+            Method::POST => backup::restore(context, query, body).await,
+            _ => method("POST"),
+        },
+        ["v1", "cluster", "snapshot"] => match head.method {
+            Method::POST => backup::snapshot(context, query).await,
             _ => method("POST"),
         },
         ["v1", "node", "drain"] => match head.method {

@@ -18,6 +18,7 @@
 
 mod activation;
 pub mod admin;
+pub mod backup;
 pub mod compile;
 pub mod drain;
 pub mod heartbeats;

@@ -6,6 +6,7 @@
 mod access_log;
 mod admin_api;
 mod auth;
+mod backup;
 mod bad_input;
 mod balance;
 mod bypass;

@@ -8,6 +8,7 @@
 mod convert;
 mod log_store;
 mod network;
+mod recovery;
 mod server;
 mod state_machine;
 #[cfg(test)]
@@ -31,6 +32,7 @@ use openraft::{
 };
 use tokio::sync::watch;
 
+pub use self::recovery::{Survivor, recover, survivor};
 pub(crate) use self::{
     log_store::{CommittedKeeper, RaftLog},
     network::{Link, Links},
@@ -265,6 +267,26 @@ impl Core {
             }
             if metrics.changed().await.is_err() {
                 return false;
+            }
+        }
+    }
+
+    /// Has the state written to the disk as it is now, and what the log need not keep any more removed; returns the
+    /// last index that is in it.
+    pub(crate) async fn snapshot(&self) -> Result<u64, String> {
+        /// A trigger is passed over while a snapshot is being written: then it is pulled again.
+        const AGAIN_PERIOD: Duration = Duration::from_millis(100);
+        let mut metrics = self.raft.metrics();
+        let wanted = metrics.borrow().last_applied.map(|id| id.index);
+        let index = |id: Option<openraft::LogId<NodeId>>| id.map(|id| id.index);
+        loop {
+            if index(metrics.borrow().snapshot) >= wanted {
+                return Ok(wanted.unwrap_or(0));
+            }
+            self.raft.trigger().snapshot().await.map_err(|error| error.to_string())?;
+            let written = metrics.wait_for(|metrics| index(metrics.snapshot) >= wanted);
+            if let Ok(Err(_)) = tokio::time::timeout(AGAIN_PERIOD, written).await {
+                return Err("this node is stopping".to_owned());
             }
         }
     }

@@ -360,6 +360,15 @@ impl Peer for Service {
         Ok(Response::new(node.members.join(request.into_inner()).await))
     }
 
+    async fn take_snapshot(
+        &self,
+        request: Request<v1::TakeSnapshotRequest>,
+    ) -> Result<Response<v1::TakeSnapshotReply>, Status> {
+        let node = self.check(request.metadata())?;
+        let index = node.core.snapshot().await.map_err(Status::unavailable)?;
+        Ok(Response::new(v1::TakeSnapshotReply { index }))
+    }
+
     async fn invite(&self, request: Request<v1::InviteRequest>) -> Result<Response<v1::InviteReply>, Status> {
         self.check_secret(request.metadata())?;
         let refused = self.door.invite(request.into_inner()).err();

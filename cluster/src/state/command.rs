@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::{Instance, NodeId};
+use super::{Instance, NodeId, Version};
 
 /// One change, as proposed. [`super::State::apply`] is the only place that carries it out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +86,38 @@ pub enum Command {
         parts: u32,
         /// All else.
         document: NewDocument,
+    },
+    /// One part of a backup on its way back.
+    Restore {
+        /// Which restore, by chance: another one ends it.
+        restore: u64,
+        /// Counted from 0; a part that is repeated changes nothing.
+        part: u64,
+        /// What it brings.
+        step: RestoreStep,
+    },
+}
+
+/// One part of a backup.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RestoreStep {
+    /// The first.
+    Begin {
+        /// Whether it may take the place of instances and documents.
+        force: bool,
+    },
+    /// Some instances.
+    Instances(Vec<Instance>),
+    /// A version of the document, or more of the content of the one before, which has the same number then.
+    Document(Version),
+    /// The last one: what was gathered takes the place of what the cluster has.
+    Finish {
+        /// How many instances there must be.
+        instances: u64,
+        /// How many versions there must be.
+        versions: u64,
+        /// The index at which they stood: the one of this change is beyond it.
+        index: u64,
     },
 }
 
@@ -189,6 +221,13 @@ pub enum Outcome {
     },
     /// The part is kept for a while.
     Stored,
+    /// The part of a backup is kept until the others are there.
+    Gathered,
+    /// The backup is what the cluster has now.
+    Restored {
+        /// The index of the change.
+        index: u64,
+    },
 }
 
 /// Why a [`Command`] changed nothing.
@@ -254,4 +293,17 @@ pub enum Refusal {
     /// Parts of the value are missing: they were kept for too long.
     #[error("what was written in parts is not whole any more; nothing was changed: try again")]
     UploadGone,
+    /// A backup would take the place of something.
+    #[error(
+        "the cluster has {instances} instances and document version {version}: a backup goes into an empty one, or is forced into their place"
+    )]
+    NotEmpty {
+        /// How many there are.
+        instances: u64,
+        /// The current one or the staged one; 0: none.
+        version: u64,
+    },
+    /// The part does not follow the one before.
+    #[error("another restore began, or this one was forgotten: begin again")]
+    RestoreLost,
 }

@@ -157,6 +157,28 @@ impl Documents {
         Ok(())
     }
 
+    /// Puts other versions in the place of these. What was current is never followed by a lower number: then the
+    /// newest of the others becomes a new version, too.
+    pub(super) fn replace(&mut self, versions: Vec<Arc<Version>>) {
+        let was = self.current_version();
+        if let Some(staged) = self.staged.take() {
+            self.refused.push_back((staged.version, "a backup was restored".to_owned()));
+        }
+        self.versions = versions.into();
+        self.last = self.last.max(self.current_version());
+        if let Some(current) = self.current().filter(|current| current.version <= was) {
+            let again = Version { version: self.last + 1, ..Version::clone(current) };
+            self.last += 1;
+            self.versions.push_back(Arc::new(again));
+        }
+        while self.versions.len() > HISTORY {
+            self.versions.pop_front();
+        }
+        while self.refused.len() > REFUSED_MAX {
+            self.refused.pop_front();
+        }
+    }
+
     /// Drops the staged version.
     pub(super) fn refuse(&mut self, version: u64, reason: String) -> Result<(), Refusal> {
         self.take_staged(version)?;

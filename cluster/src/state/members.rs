@@ -35,6 +35,11 @@ impl Members {
         self.admitted.iter().find(|(_, node)| node.incarnation == incarnation).map(|(id, _)| *id)
     }
 
+    /// Every id that was ever given.
+    pub fn ids(&self) -> impl Iterator<Item = NodeId> {
+        self.admitted.keys().copied()
+    }
+
     /// Whether this id was ever given.
     #[must_use]
     pub fn knows(&self, id: NodeId) -> bool {

@@ -11,19 +11,25 @@ mod config;
 mod members;
 mod once;
 mod registry;
+mod restore;
 mod uploads;
 
 use std::sync::Arc;
 
 pub use clock::{ELAPSED_MS_MAX, LogClock, TICK_PERIOD};
-pub use command::{Command, Heartbeat, NewDocument, NewNode, Outcome, Refusal, Registration};
+pub use command::{Command, Heartbeat, NewDocument, NewNode, Outcome, Refusal, Registration, RestoreStep};
 pub use config::{Documents, Fate, HISTORY, Version};
 pub use members::Members;
 pub use registry::{EXPIRY_GRACE_MS, Instance, Registry, SPREAD_MIN, SPREAD_TICKS};
 use serde::{Deserialize, Serialize};
 pub use uploads::PART_BYTES;
 
-use self::{once::Answers, uploads::Uploads};
+use self::{
+    once::Answers,
+    registry::INSTANCES_MAX,
+    restore::{Restores, Step},
+    uploads::Uploads,
+};
 
 /// A node's id: at least 1, given once, never used again.
 pub type NodeId = u64;
@@ -39,6 +45,7 @@ pub struct State {
     members: Members,
     answers: Answers,
     uploads: Uploads,
+    restores: Restores,
 }
 
 /// Something a reader can see changed, at `index`.
@@ -72,7 +79,7 @@ pub enum ChangeKind {
     Staged(u64),
     /// A version that was staged never runs.
     Refused(u64),
-    /// Everything may have changed: a snapshot was installed.
+    /// Everything may have changed: a snapshot was installed, or a backup restored.
     Reset,
 }
 
@@ -98,6 +105,7 @@ impl State {
                 }
                 self.answers.forget(now_ms);
                 self.uploads.forget(now_ms);
+                self.restores.forget(now_ms);
                 Outcome::Ticked
             }
             Command::Register(registration) => {
@@ -161,6 +169,7 @@ impl State {
                 Ok(node) => Outcome::Admitted { node },
                 Err(refusal) => Outcome::Refused(refusal),
             },
+            Command::Restore { restore, part, step } => self.restore(restore, part, step, now_ms, changes),
             Command::RetireNode { node } => match self.members.retire(node) {
                 Ok(()) => Outcome::Retired { node },
                 Err(refusal) => Outcome::Refused(refusal),
@@ -198,6 +207,47 @@ impl State {
     fn change(&mut self, kind: ChangeKind, changes: &mut Vec<Change>) {
         self.index += 1;
         changes.push(Change { index: self.index, kind });
+    }
+
+    fn restore(
+        &mut self,
+        restore: u64,
+        part: u64,
+        step: RestoreStep,
+        now_ms: u64,
+        changes: &mut Vec<Change>,
+    ) -> Outcome {
+        let forced = !matches!(step, RestoreStep::Begin { force: false });
+        if let Some(refusal) = self.occupied().filter(|_| !forced) {
+            return Outcome::Refused(refusal);
+        }
+        match self.restores.step(restore, part, step, now_ms) {
+            Step::Gathered => Outcome::Gathered,
+            Step::Done(index) => Outcome::Restored { index },
+            Step::Lost => Outcome::Refused(Refusal::RestoreLost),
+            Step::TooMany => Outcome::Refused(Refusal::RegistryFull { max: INSTANCES_MAX as u64 }),
+            Step::Complete(gathered, index) => {
+                if let Some(refusal) = self.occupied().filter(|_| !gathered.force) {
+                    return Outcome::Refused(refusal);
+                }
+                // An epoch is the index of a registration: what comes next must be newer than any.
+                let newest = gathered.instances.iter().map(|instance| instance.epoch).max().unwrap_or(0);
+                self.index = self.index.max(newest).max(index);
+                self.registry = Registry::of(gathered.instances, now_ms);
+                self.documents.replace(gathered.versions);
+                self.change(ChangeKind::Reset, changes);
+                self.restores.finished(restore, self.index);
+                Outcome::Restored { index: self.index }
+            }
+        }
+    }
+
+    /// Why a backup may not take this state's place unasked.
+    fn occupied(&self) -> Option<Refusal> {
+        let instances = self.registry.len() as u64;
+        let version =
+            self.documents.staged().map_or(self.documents.current_version(), |staged| staged.version);
+        (instances > 0 || version > 0).then_some(Refusal::NotEmpty { instances, version })
     }
 
     /// The index of the last change.

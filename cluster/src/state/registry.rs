@@ -140,6 +140,17 @@ impl Registry {
         Ok((was, instance))
     }
 
+    /// These instances and no others. Each has its whole TTL before it: nobody could hear from it until now.
+    pub(super) fn of(instances: Vec<Arc<Instance>>, now_ms: u64) -> Self {
+        let mut registry = Self::default();
+        for instance in instances {
+            registry.remove(&instance.id);
+            let deadline_ms = (instance.ttl_ms > 0).then(|| now_ms.saturating_add(instance.ttl_ms));
+            registry.insert(Life { instance, deadline_ms });
+        }
+        registry
+    }
+
     /// Adds a life whose id is not there.
     fn insert(&mut self, life: Life) {
         let Instance { id, name, .. } = &*life.instance;

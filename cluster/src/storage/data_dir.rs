@@ -86,6 +86,21 @@ impl DataDir {
         Ok(Self { identity, log, snapshots, used, path: path.to_owned(), _lock: lock })
     }
 
+    /// Opens the folder of a node that is stopped, whoever it is; makes nothing.
+    pub fn open_existing(path: &Path) -> Result<Self, StorageError> {
+        // Read before it is locked, and again by `open`: whoever runs keeps it out there.
+        match Identity::load(path)? {
+            Some(identity) => {
+                let Identity { cluster_name, name, learner, .. } = &identity;
+                Self::open(path, Owner { cluster_name, name, learner: *learner })
+            }
+            None => Err(StorageError::Refused {
+                path: path.to_owned(),
+                problem: "no node has its data here".to_owned(),
+            }),
+        }
+    }
+
     /// Keeps what was learned about this node; returns when it is on the disk.
     pub fn save_identity(&mut self, identity: Identity) -> Result<(), StorageError> {
         identity.save(&self.path)?;

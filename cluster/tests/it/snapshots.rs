@@ -1,10 +1,11 @@
 //! A node that was away for too long gets a snapshot.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use gogate_cluster::{
     Cluster, ClusterConfig,
     state::{Command, State},
+    storage::{DataDir, LogStore},
 };
 
 use crate::harness::{Place, TIMEOUT, eventually, has, leader, places, registration, shutdown_all};
@@ -58,4 +59,39 @@ async fn a_node_that_was_away_gets_a_snapshot_in_pieces() {
     back.linearizable(Duration::from_secs(5)).await.unwrap();
     back.shutdown().await;
     shutdown_all(nodes).await;
+}
+
+fn folder_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).unwrap().map(Result::unwrap);
+    entries
+        .map(|entry| {
+            if entry.path().is_dir() { folder_bytes(&entry.path()) } else { entry.metadata().unwrap().len() }
+        })
+        .sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_store_grows_with_what_there_is_and_not_with_what_was_written() {
+    const ROUND: usize = 600;
+    let places = places(1);
+    let node = Cluster::start(with_small_threshold(&places[0], &places)).await.unwrap();
+    let mut sizes = Vec::new();
+    for _ in 0..6 {
+        for at in 0..ROUND {
+            let mut registration = registration(&format!("i{}", at % 10));
+            registration.metadata = BTreeMap::from([("pad".to_owned(), format!("{at:03}").repeat(300))]);
+            node.propose(Command::Register(registration), TIMEOUT).await.unwrap();
+        }
+        sizes.push(folder_bytes(&places[0].data_dir()));
+    }
+    let applied = node.status().applied;
+    let written = node.snapshot_all(TIMEOUT).await;
+    assert!(matches!(written[..], [(_, Some(index))] if index >= applied), "{written:?}");
+    node.shutdown().await;
+    println!("{sizes:?} bytes after each {ROUND} entries");
+    let dir = DataDir::open_existing(&places[0].data_dir()).unwrap();
+    let entries = dir.log.indexes();
+    // Those that are kept behind a snapshot, and those until the next one.
+    assert!(entries.end - entries.start <= 2 * 40 + 10, "{entries:?}");
+    assert!(sizes[5] < 2 * sizes[1], "{sizes:?}");
 }

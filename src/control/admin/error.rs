@@ -225,9 +225,11 @@ impl From<Refusal> for ApiError {
             Refusal::Staging { .. } => Self::Conflict { detail, nodes: BTreeMap::new() },
             Refusal::KeyReused => Self::Invalid(vec![Problem::general(detail, None)]),
             // None of these is proposed through this API.
-            Refusal::UsedNode { .. } | Refusal::UnknownNode { .. } | Refusal::NotStaged { .. } => {
-                Self::Malformed(detail)
-            }
+            Refusal::NotEmpty { .. }
+            | Refusal::RestoreLost
+            | Refusal::UsedNode { .. }
+            | Refusal::UnknownNode { .. }
+            | Refusal::NotStaged { .. } => Self::Malformed(detail),
         }
     }
 }

@@ -248,6 +248,9 @@ pub(super) fn index(context: &Context) -> String {
          POST /v1/cluster/members/ID/promote have a learner vote\n\
          DELETE /v1/cluster/members/ID       take a node out for good\n\
          POST /v1/cluster/transfer-leader    {{to?}}\n\
+         GET  /v1/cluster/backup?stale       all instances and documents as one file\n\
+         POST /v1/cluster/restore?force      and back, into an empty cluster\n\
+         POST /v1/cluster/snapshot           every node writes its state to its disk\n\
          POST /v1/node/drain                 this node is to stop: 202 until it is drained\n\
          GET  /livez /readyz?verbose /backends /metrics\n",
         context.build, context.node
