@@ -106,7 +106,12 @@ pub(crate) async fn carry_out(node: &Node, change: Change, timeout: Duration) ->
             None => Tried::Elsewhere(last.clone()),
         };
         match tried {
-            Tried::Done(id) => return Ok(id),
+            Tried::Done(id) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                // Done it is, seen here or not.
+                let _ = tokio::time::timeout(left, seen(node, &change, id)).await;
+                return Ok(id);
+            }
             Tried::Failed(error) => return Err(error),
             Tried::Elsewhere(reason) => last = reason,
         }
@@ -116,6 +121,24 @@ pub(crate) async fn carry_out(node: &Node, change: Change, timeout: Duration) ->
         let pause = tokio::time::timeout(AGAIN_PAUSE, roles.changed());
         if pause.await == Ok(false) {
             return Err(ManageError::NotDone("this node is stopping".to_owned()));
+        }
+    }
+}
+
+/// Returns once this node knows of the change as well: who asks it next finds what it was told.
+async fn seen(node: &Node, change: &Change, id: NodeId) {
+    let mut roles = node.core.roles();
+    loop {
+        let membership = roles.membership();
+        let seen = match change {
+            Change::Transfer(_) => roles.leader() == Some(id),
+            Change::Add { .. } => membership.nodes.contains_key(&id),
+            Change::Promote(_) => membership.is_voter(id),
+            // A node that is out hears of nothing any more.
+            Change::Remove(_) => id == node.id || !membership.nodes.contains_key(&id),
+        };
+        if seen || !roles.changed().await {
+            return;
         }
     }
 }
@@ -439,10 +462,17 @@ async fn promote(node: &Node, id: NodeId, deadline: Instant) -> Result<NodeId, M
         }
         let problem = match node.members.claim() {
             None => "another change of the members is under way".to_owned(),
-            Some(_one_at_a_time) => match node.members.promote(id, &record.name, &membership).await {
-                Ok(()) => return Ok(id),
-                Err(problem) => problem,
-            },
+            Some(_one_at_a_time) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let promoted = node.members.promote(id, &record.name, &membership);
+                match tokio::time::timeout(left, promoted).await {
+                    Ok(Ok(())) => return Ok(id),
+                    Ok(Err(problem)) => problem,
+                    Err(_) => {
+                        return Err(ManageError::Unknown("no majority agreed in time".to_owned()));
+                    }
+                }
+            }
         };
         if node.core.roles().leading().is_none() {
             return Err(ManageError::Unknown("this node leads no longer".to_owned()));

@@ -1,6 +1,7 @@
 //! Running a cluster of real nodes: planned stops, drains, nodes that come and go.
 
 use std::{
+    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -164,7 +165,55 @@ fn the_leader_is_removed_through_itself() {
     assert_eq!(response.unwrap().status, 204);
     let other = (leader + 1) % 3;
     cluster.register(other, "i", "echo", "127.0.0.1:1".parse().unwrap());
-    assert_eq!(cluster.status(other).unwrap()["nodes"].as_array().unwrap().len(), 2);
+    eventually(PATIENCE, "it is gone", || {
+        known(&cluster, other, leader).map_or(Ok(()), |node| Err(node.to_string()))
+    });
+}
+
+/// Registers `id` at the first node that takes it, as a client with several addresses does.
+fn write(admins: &[SocketAddr], first: usize, id: &str) {
+    let body = format!(r#"{{"id":"{id}","name":"w","address":"127.0.0.1:1","ttl":"0s"}}"#);
+    let deadline = Instant::now() + PATIENCE;
+    for at in first.. {
+        match call(admins[at % admins.len()], "POST", "/v1/services", &[], &body) {
+            Ok(response) if matches!(response.status, 200 | 201) => return,
+            // Nothing was written; the same id may be registered again in any case.
+            Ok(response) if response.status == 503 => {}
+            Ok(response) => panic!("{}", response.text()),
+            Err(_) => {}
+        }
+        assert!(Instant::now() < deadline, "no node takes it");
+    }
+}
+
+#[test]
+fn a_rolling_restart_fails_no_write() {
+    let mut cluster = TestCluster::start(3);
+    let admins: Vec<_> = (0..3).map(|node| cluster.admin(node)).collect();
+    let done = AtomicBool::new(false);
+    let (count, longest) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let (mut count, mut longest) = (0, Duration::ZERO);
+            while !done.load(Ordering::SeqCst) {
+                let begun = Instant::now();
+                write(&admins, count, &format!("w{count}"));
+                longest = longest.max(begun.elapsed());
+                count += 1;
+            }
+            (count, longest)
+        });
+        for node in 0..3 {
+            cluster.stop(node);
+            cluster.start_node(node);
+            cluster.wait_until_ready();
+        }
+        done.store(true, Ordering::SeqCst);
+        writer.join().unwrap()
+    });
+    println!("{count} writes, the longest took {longest:?}");
+    for node in 0..3 {
+        assert_eq!(cluster.instances(node).unwrap().len(), count);
+    }
 }
 
 #[test]

@@ -7,12 +7,11 @@
 use gogate_cluster::Backup;
 use http::{HeaderValue, Response, StatusCode, header};
 use http_body_util::Full;
-use hyper::body::Incoming;
 use serde_json::{Map, Value, json as value};
 
 use super::{
     Context,
-    answer::{Answer, INDEX, Query, json, left, read_body},
+    answer::{Answer, INDEX, Incoming, Query, json, left, read_body},
     error::ApiError,
 };
 use crate::control::{backup, reload::wall_clock_ms};
