@@ -13,6 +13,7 @@ mod registry;
 mod served;
 mod timeline;
 mod traffic;
+mod watches;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -104,6 +105,7 @@ pub fn check_work(work: Work, events: &[Event], demands: &Demands) -> Judgement 
                 documents::check(operations, judgement);
                 traffic::check(events, operations, judgement);
             }
+            Work::Watches => watches::check(events, operations, judgement),
         }
         judgement.doubt_unread(operations, demands);
     })

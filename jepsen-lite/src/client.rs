@@ -5,6 +5,7 @@
 //! connection and every answer that the contract does not explain are `unknown`. Neighbours: `http` moves the
 //! bytes, `history` keeps the record, `workload` and the scenarios decide what to ask.
 
+mod events;
 mod http;
 
 use std::{
@@ -17,8 +18,11 @@ use std::{
 
 use serde_json::{Value, json};
 
-use self::http::{Answer, Connection, HttpError};
-use crate::history::{Call, Outcome, Recorder, Seen, content_hash};
+use self::{
+    events::{Events, ServerEvent},
+    http::{Answer, Connection, HttpError},
+};
+use crate::history::{Call, Outcome, Recorder, Seen, Told, content_hash};
 
 /// What one value of an instance's metadata may hold.
 const METADATA_BYTES: usize = 240;
@@ -98,7 +102,9 @@ impl Client {
     pub fn deregister(&mut self, node: usize, id: &str) -> Outcome {
         let path = format!("/v1/services/{id}");
         let call = Call::Deregister { id: id.to_owned() };
-        self.call(node, &call, "DELETE", &path, None, None, |_| Some(Seen::Nothing))
+        self.call(node, &call, "DELETE", &path, None, None, |answer| {
+            Some(Seen::Removed { index: answer.header("x-gogate-index")?.parse().ok()? })
+        })
     }
 
     /// Says that an instance lives.
@@ -187,6 +193,24 @@ impl Client {
         self.call(node, &Call::Request, "GET", path, None, None, |answer| {
             (answer.text() == expected).then_some(Seen::Nothing)
         })
+    }
+
+    /// Follows all changes from behind the index `since` on, or from a snapshot on, and records them, until then
+    /// or until the stream ends. Tells where it is.
+    pub fn watch(&mut self, node: usize, since: Option<u64>, until: Instant) -> Option<u64> {
+        let path = since.map_or_else(|| "/v1/watch".to_owned(), |since| format!("/v1/watch?since={since}"));
+        let (name, address) = &self.nodes[node];
+        let Ok(mut events) = Events::open(*address, &path, until) else { return since };
+        let mut last = since;
+        while let Some(event) = events.next() {
+            if let Some(index) = event.id {
+                if let Some(told) = told_by(&event) {
+                    self.recorder.watched(&self.name, name, index, told);
+                }
+                last = Some(index);
+            }
+        }
+        last
     }
 
     /// Asks, and does not record: used to wait for something.
@@ -310,6 +334,20 @@ fn instances_of(value: &Value) -> Option<BTreeMap<String, String>> {
         _ => return None,
     };
     list.iter().map(instance_of).collect()
+}
+
+/// What an event says of instances; those of documents say nothing of them.
+fn told_by(event: &ServerEvent) -> Option<Told> {
+    let data: Value = serde_json::from_str(&event.data).ok()?;
+    match &*event.name {
+        "snapshot" => Some(Told::Snapshot { instances: instances_of(&data)? }),
+        "registered" | "updated" => {
+            let (id, content) = instance_of(&data)?;
+            Some(Told::Change { id, content: Some(content) })
+        }
+        "deregistered" | "expired" => Some(Told::Change { id: instance_of(&data)?.0, content: None }),
+        _ => None,
+    }
 }
 
 fn leader_of(value: &Value) -> Option<Seen> {

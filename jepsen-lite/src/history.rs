@@ -45,6 +45,19 @@ pub enum Event {
         /// What became of it.
         outcome: Outcome,
     },
+    /// A watcher was told of something.
+    Watched {
+        /// When.
+        at_us: u64,
+        /// Who.
+        watcher: String,
+        /// By which node.
+        node: String,
+        /// The index of it.
+        index: u64,
+        /// What.
+        told: Told,
+    },
     /// Something was done to the cluster.
     Fault {
         /// When.
@@ -62,6 +75,24 @@ pub enum Event {
         problem: String,
         /// The end of its log.
         log: String,
+    },
+}
+
+/// What a watcher is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "told", rename_all = "snake_case")]
+pub enum Told {
+    /// All that is there: id → hash of the content.
+    Snapshot {
+        /// By id.
+        instances: BTreeMap<String, String>,
+    },
+    /// An instance is there, with this content, or gone.
+    Change {
+        /// Which one.
+        id: String,
+        /// The hash of its content.
+        content: Option<String>,
     },
 }
 
@@ -167,6 +198,11 @@ pub enum Seen {
         created: bool,
         /// The number of this registration.
         epoch: u64,
+    },
+    /// An instance was removed.
+    Removed {
+        /// At this index.
+        index: u64,
     },
     /// One instance.
     Instance {
@@ -363,6 +399,12 @@ impl Recorder {
         self.push(|at_us| Event::Done { at_us, op, outcome });
     }
 
+    /// A watcher was told of something.
+    pub fn watched(&self, watcher: &str, node: &str, index: u64, told: Told) {
+        let (watcher, node) = (watcher.to_owned(), node.to_owned());
+        self.push(|at_us| Event::Watched { at_us, watcher, node, index, told });
+    }
+
     /// Something was done to the cluster.
     pub fn fault(&self, fault: Fault) {
         self.push(|at_us| Event::Fault { at_us, fault });
@@ -438,7 +480,7 @@ pub fn operations(events: &[Event]) -> Vec<Operation> {
                     operation.outcome = outcome.clone();
                 }
             }
-            Event::Fault { .. } | Event::Finding { .. } => {}
+            Event::Watched { .. } | Event::Fault { .. } | Event::Finding { .. } => {}
         }
     }
     operations

@@ -208,7 +208,9 @@ fn told(event: &Event) -> (u64, String) {
             (*at_us, format!("*** {:?} {nodes} ({:?}) {}", fault.kind, fault.status, fault.note))
         }
         Event::Finding { at_us, node, problem, .. } => (*at_us, format!("*** {node}: {problem}")),
-        Event::Invoke { at_us, .. } | Event::Done { at_us, .. } => (*at_us, String::new()),
+        Event::Invoke { at_us, .. } | Event::Done { at_us, .. } | Event::Watched { at_us, .. } => {
+            (*at_us, String::new())
+        }
     }
 }
 

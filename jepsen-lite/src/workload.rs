@@ -9,6 +9,7 @@ mod contended;
 mod documents;
 mod leases;
 mod traffic;
+mod watches;
 
 use std::{
     io,
@@ -49,6 +50,8 @@ pub enum Work {
     Documents,
     /// requests through every proxy
     Traffic,
+    /// watchers at one node after another, while instances come and go
+    Watches,
 }
 
 /// Where clients work, and as who.
@@ -88,7 +91,7 @@ impl Work {
     /// So many acknowledged writes are to be had even from a cluster that is injured most of the time.
     pub fn acknowledged_per_minute(self) -> usize {
         match self {
-            Self::Registry => 300,
+            Self::Registry | Self::Watches => 300,
             Self::Leases | Self::Documents => 15,
             Self::Traffic => 10,
         }
@@ -127,6 +130,7 @@ impl Workload {
             Work::Leases => Self::spawn(leases::clients(site)),
             Work::Documents => Self::spawn(documents::clients(site)),
             Work::Traffic => Self::spawn(traffic::clients(site)?),
+            Work::Watches => Self::spawn(watches::clients(site)),
         })
     }
 

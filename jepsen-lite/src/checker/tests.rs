@@ -3,6 +3,7 @@
 use super::*;
 use crate::history::Seen;
 
+mod watches;
 mod work;
 
 /// A history in the making. Every call takes a millisecond unless it is left open.

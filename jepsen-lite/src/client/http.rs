@@ -82,6 +82,16 @@ impl Connection {
             .map_err(|error| HttpError::Lost(error.to_string()))
     }
 
+    /// Sends a request whose answer goes on; [`Self::chunk`] reads it if the status, which is told, is 200.
+    pub fn ask_for_stream(&mut self, path: &str, deadline: Instant) -> Result<u16, HttpError> {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: gogate\r\nAccept: text/event-stream\r\n\r\n");
+        self.send(request.as_bytes(), deadline)
+            .and_then(|()| self.line_block(deadline))
+            .and_then(|head| parse_head(&head))
+            .map(|(status, _)| status)
+            .map_err(|error| HttpError::Lost(error.to_string()))
+    }
+
     fn send(&mut self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
             self.stream.set_write_timeout(Some(still(deadline)?))?;
@@ -113,17 +123,24 @@ impl Connection {
     fn chunks(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
         let mut body = Vec::new();
         loop {
-            let line = self.line(deadline)?;
-            let length = usize::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
-            if body.len().saturating_add(length) > ANSWER_BYTES_MAX {
-                return Err(io::Error::other("the answer is too long"));
-            }
-            body.extend(self.take(length, deadline)?);
-            self.line(deadline)?;
-            if length == 0 {
+            let chunk = self.chunk(deadline)?;
+            if chunk.is_empty() {
                 return Ok(body);
             }
+            body.extend(chunk);
+            if body.len() > ANSWER_BYTES_MAX {
+                return Err(io::Error::other("the answer is too long"));
+            }
         }
+    }
+
+    /// The next piece of a body that comes in pieces; an empty one is its end.
+    pub fn chunk(&mut self, deadline: Instant) -> io::Result<Vec<u8>> {
+        let line = self.line(deadline)?;
+        let length = usize::from_str_radix(line.trim(), 16).map_err(io::Error::other)?;
+        let chunk = self.take(length, deadline)?;
+        self.line(deadline)?;
+        Ok(chunk)
     }
 
     /// Lines up to an empty one.

@@ -48,6 +48,14 @@ pub(super) fn clients(site: &Site) -> impl Iterator<Item = Step> {
     clients.chain(std::iter::once(observer))
 }
 
+/// So many clients that leave their instances to themselves.
+pub(super) fn quitters(site: &Site, count: usize) -> impl Iterator<Item = Step> {
+    (0..count).map(|index| {
+        let rng = StdRng::seed_from_u64(site.seed.wrapping_add(100 + index as u64));
+        quitter(site.client(&format!("q{index}"), PATIENCE), rng)
+    })
+}
+
 /// Elections give an expiry more time: somebody has to count them.
 fn observer(mut client: Client) -> Step {
     let mut turn = 0;
