@@ -33,8 +33,8 @@ pub struct Interval<O> {
 pub struct Limits {
     /// When it has to end.
     pub deadline: Instant,
-    /// How many situations it may remember.
-    pub remembered_max: usize,
+    /// How many bytes it may remember its situations with, about.
+    pub memory_max: usize,
 }
 
 /// What a search comes to.
@@ -57,15 +57,15 @@ pub struct Partial {
     pub next: Vec<usize>,
 }
 
-/// Some 2 GiB at most ([`cache`]).
-const REMEMBERED_MAX: usize = 25_000_000;
+/// With a table that grows, and what else there is, a search stays below 4 GiB.
+const MEMORY_MAX: usize = 2 << 30;
 
 // === impl Limits ===
 
 impl Limits {
     /// So much time from now on, and a bounded memory.
     pub fn within(time: Duration) -> Self {
-        Self { deadline: Instant::now() + time, remembered_max: REMEMBERED_MAX }
+        Self { deadline: Instant::now() + time, memory_max: MEMORY_MAX }
     }
 }
 

@@ -28,8 +28,15 @@ pub(super) struct Visited {
     /// Each with the sets of unknown operations with which it was reached, none of them a part of another.
     /// No sets: it was reached without any, which beats all others.
     places: HashMap<u128, Vec<Used>, BuildHasherDefault<Folded>>,
-    sets: usize,
+    /// What the sets take.
+    set_bytes: usize,
 }
+
+/// What a place takes in a table that may be half empty.
+const PLACE_BYTES: usize = 80;
+
+/// What a set takes besides its numbers: itself, its place in a list, and what the allocator adds.
+const SET_BYTES: usize = 64;
 
 /// A place is a hash already: its halves are folded into what the table needs.
 #[derive(Default)]
@@ -71,6 +78,10 @@ impl Used {
         self.all -= 1;
     }
 
+    fn bytes(&self) -> usize {
+        SET_BYTES + size_of_val(&*self.of_kind)
+    }
+
     fn is_part_of(&self, other: &Self) -> bool {
         self.all <= other.all && self.of_kind.iter().zip(&other.of_kind).all(|(mine, theirs)| mine <= theirs)
     }
@@ -84,7 +95,7 @@ impl Visited {
         match self.places.entry(place) {
             Entry::Vacant(vacant) => {
                 let sets = if used.all == 0 { Vec::new() } else { vec![used.clone()] };
-                self.sets += sets.len();
+                self.set_bytes += sets.len() * used.bytes();
                 vacant.insert(sets);
                 true
             }
@@ -93,20 +104,21 @@ impl Visited {
                 if sets.is_empty() || sets.iter().any(|set| set.is_part_of(used)) {
                     return false;
                 }
-                self.sets -= sets.len();
+                let before = sets.len();
                 sets.retain(|set| !used.is_part_of(set));
                 if used.all > 0 {
                     sets.push(used.clone());
                 }
-                self.sets += sets.len();
+                // All sets are of one size.
+                self.set_bytes = self.set_bytes + sets.len() * used.bytes() - before * used.bytes();
                 true
             }
         }
     }
 
-    /// How much is remembered.
-    pub(super) fn len(&self) -> usize {
-        self.places.len() + self.sets
+    /// How much memory that takes, about.
+    pub(super) fn bytes(&self) -> usize {
+        self.places.len() * PLACE_BYTES + self.set_bytes
     }
 }
 
@@ -151,11 +163,11 @@ mod tests {
         assert!(visited.insert(1, &used(&[4])));
         assert!(visited.insert(1, &used(&[70])));
         assert!(!visited.insert(1, &used(&[3, 70])));
-        assert_eq!(visited.len(), 3, "the place, and two sets");
+        assert_eq!(visited.bytes(), PLACE_BYTES + 2 * used(&[]).bytes(), "the place, and two sets");
         assert!(visited.insert(1, &used(&[])));
         assert!(!visited.insert(1, &used(&[])));
         assert!(!visited.insert(1, &used(&[4])));
-        assert_eq!(visited.len(), 1);
+        assert_eq!(visited.bytes(), PLACE_BYTES);
         assert!(visited.insert(2, &used(&[4])));
     }
 

@@ -32,7 +32,7 @@ pub fn search<M: Model>(model: &M, history: &[Interval<M::Operation>], limits: L
         if steps.is_multiple_of(STEPS_PER_LOOK) && Instant::now() > limits.deadline {
             return Finding::Inconclusive("it ran out of time");
         }
-        if search.visited.len() > limits.remembered_max {
+        if search.visited.bytes() > limits.memory_max {
             return Finding::Inconclusive("it has more to remember than it may");
         }
         match search.candidate() {

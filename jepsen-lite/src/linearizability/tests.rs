@@ -88,7 +88,7 @@ fn what_runs_out_of_time_or_memory_is_inconclusive() {
     history.push(read(99, 200));
     let late = Limits { deadline: Instant::now(), ..Limits::within(Duration::ZERO) };
     assert!(matches!(search(&Register, &history, late), Finding::Inconclusive(_)));
-    let small = Limits { remembered_max: 10, ..Limits::within(Duration::from_secs(60)) };
+    let small = Limits { memory_max: 1000, ..Limits::within(Duration::from_secs(60)) };
     assert!(matches!(search(&Register, &history, small), Finding::Inconclusive(_)));
 }
 
