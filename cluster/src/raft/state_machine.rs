@@ -20,7 +20,7 @@ use super::{
     convert::{self, Failure},
 };
 use crate::{
-    state::{Change, ChangeKind, NodeId, Outcome, State},
+    state::{Change, ChangeKind, Frozen, NodeId, Outcome, State},
     storage::{
         self, Snapshots, StorageError,
         codec::{self, Batch, CodecError, NodeRecord},
@@ -54,9 +54,9 @@ struct Shelf {
     covered: watch::Sender<Option<u64>>,
 }
 
-/// The state at one index, to be written. It was cloned: what is applied meanwhile does not show in it.
+/// The state at one index, to be written. It was copied: what is applied meanwhile does not show in it.
 pub(crate) struct Builder {
-    state: State,
+    state: Frozen,
     applied: Option<LogId<NodeId>>,
     membership: StoredMembership<NodeId, NodeRecord>,
     shelf: Arc<Shelf>,
@@ -199,7 +199,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_snapshot_builder(&mut self) -> Builder {
         Builder {
-            state: self.replica.read(State::clone),
+            state: self.replica.read(State::freeze),
             applied: self.applied,
             membership: self.membership.clone(),
             shelf: self.shelf.clone(),

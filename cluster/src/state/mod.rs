@@ -26,7 +26,7 @@ pub use uploads::PART_BYTES;
 
 use self::{
     once::Answers,
-    registry::INSTANCES_MAX,
+    registry::{INSTANCES_MAX, Kept},
     restore::{Restores, Step},
     uploads::Uploads,
 };
@@ -41,6 +41,20 @@ pub struct State {
     index: u64,
     clock: LogClock,
     registry: Registry,
+    documents: Documents,
+    members: Members,
+    answers: Answers,
+    uploads: Uploads,
+    restores: Restores,
+}
+
+/// A copy of a [`State`] that can only be written out, which reads as the state: made while nothing may be applied, so
+/// it copies no more than it must. Its fields are the state's, in their order.
+#[derive(Debug, Default, Serialize)]
+pub struct Frozen {
+    index: u64,
+    clock: LogClock,
+    registry: Kept,
     documents: Documents,
     members: Members,
     answers: Answers,
@@ -248,6 +262,22 @@ impl State {
         let version =
             self.documents.staged().map_or(self.documents.current_version(), |staged| staged.version);
         (instances > 0 || version > 0).then_some(Refusal::NotEmpty { instances, version })
+    }
+
+    /// As it is now, to be written out.
+    #[must_use]
+    pub fn freeze(&self) -> Frozen {
+        let Self { index, clock, registry, documents, members, answers, uploads, restores } = self;
+        Frozen {
+            index: *index,
+            clock: *clock,
+            registry: registry.kept(),
+            documents: documents.clone(),
+            members: members.clone(),
+            answers: answers.clone(),
+            uploads: uploads.clone(),
+            restores: restores.clone(),
+        }
     }
 
     /// The index of the last change.

@@ -427,7 +427,7 @@ proptest! {
         let mut snapshot = None;
         for (at, event) in events.iter().enumerate() {
             if at == cut {
-                snapshot = Some((run.log.len(), encode(&run.state)));
+                snapshot = Some((run.log.len(), encode(&run.state.freeze())));
             }
             run.step(event);
         }
