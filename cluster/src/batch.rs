@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use crate::{
+    bugs,
     figures::Durations,
     forward::{self, Forwarded},
     handle::ProposeError,
@@ -404,7 +405,7 @@ impl Batcher {
     async fn send_to_log(&mut self, term: u64) {
         let mut flight = self.take(true);
         let begun = Instant::now();
-        let since_tick_ms = self.clock.stamp(term, &mut flight.commands, begun);
+        let since_tick_ms = self.clock.stamp(term, &mut flight.commands, bugs::now());
         let batch = Batch { since_tick_ms, commands: std::mem::take(&mut flight.commands) };
         let encoded = codec::encode(&batch);
         flight.commands = batch.commands;
@@ -520,7 +521,7 @@ impl TickClock {
         if self.term != term {
             *self = Self { term, ticked: None };
         }
-        let since = self.ticked.map_or(Duration::ZERO, |ticked| now - ticked);
+        let since = self.ticked.map_or(Duration::ZERO, |ticked| now.saturating_duration_since(ticked));
         let since_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         match commands.first_mut() {
             Some(Command::Tick { elapsed_ms, .. }) if *elapsed_ms > 0 => {

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tonic::{Code, Status};
 
 use crate::{
+    bugs,
     handle::ProposeError,
     node::Node,
     raft::{Link, Roles},
@@ -133,7 +134,10 @@ pub(crate) async fn to_leader(
             Ok(reply) => outcomes(&reply.into_inner()),
             Err(status) => failure(&status),
         },
-        () = deposed(roles, link.id()) => Forwarded::Unknown,
+        () = deposed(roles, link.id()) => match bugs::is("forwarded-twice") {
+            true => Forwarded::NotDone,
+            false => Forwarded::Unknown,
+        },
     }
 }
 
@@ -161,6 +165,7 @@ fn failure(status: &Status) -> Forwarded {
         Code::InvalidArgument | Code::Unauthenticated | Code::Unimplemented | Code::OutOfRange => {
             Forwarded::Refused(format!("the leader refused it: {}", status.message()))
         }
+        _ if bugs::is("forwarded-twice") => Forwarded::NotDone,
         _ => Forwarded::Unknown,
     }
 }

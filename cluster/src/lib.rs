@@ -15,6 +15,7 @@ mod activation;
 mod backup;
 mod batch;
 mod bootstrap;
+mod bugs;
 mod election;
 mod figures;
 mod forward;

@@ -37,6 +37,7 @@ use super::{
     convert::{self, Failure},
 };
 use crate::{
+    bugs,
     figures::Durations,
     state::NodeId,
     storage::{
@@ -544,7 +545,10 @@ impl Writer {
                 }
             }
             Write::Vote { vote, done } => {
-                let put = self.attempt(|store| store.put(Meta::Vote, Some(&vote)));
+                let put = match bugs::is("vote-forgotten") {
+                    true => Ok(()),
+                    false => self.attempt(|store| store.put(Meta::Vote, Some(&vote))),
+                };
                 let result = put.and_then(|()| self.barrier());
                 // The barrier covers what was appended before, which may be told first.
                 match &result {
@@ -578,6 +582,9 @@ impl Writer {
     }
 
     fn barrier(&mut self) -> Result<(), StorageError> {
+        if bugs::is("barrier-skipped") {
+            return Ok(());
+        }
         let begun = Instant::now();
         let result = self.attempt(LogStore::barrier);
         self.fsync.record(begun.elapsed());
