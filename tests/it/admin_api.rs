@@ -38,12 +38,12 @@ fn a_silent_instance_expires_and_one_that_beats_does_not() {
     let cluster = TestCluster::start(1);
     let admin = cluster.admin(0);
     for id in ["silent", "beating"] {
-        let body = format!(r#"{{"id":"{id}","name":"api","address":"10.0.0.1:9000","ttl":"1s"}}"#);
+        let body = format!(r#"{{"id":"{id}","name":"api","address":"10.0.0.1:9000","ttl":"3s"}}"#);
         assert_eq!(json(admin, "POST", "/v1/services", &body).0, 201);
     }
-    eventually(Duration::from_secs(10), "the silent one is gone", || {
+    eventually(Duration::from_secs(20), "the silent one is gone", || {
         let (status, beat) = json(admin, "PUT", "/v1/services/beating/heartbeat", "");
-        assert_eq!((status, &beat["expires_in_ms"]), (200, &1000.into()), "{beat}");
+        assert_eq!((status, &beat["expires_in_ms"]), (200, &3000.into()), "{beat}");
         match json(admin, "GET", "/v1/services/silent", "") {
             (404, _) => Ok(()),
             (_, seen) => Err(seen.to_string()),

@@ -308,7 +308,7 @@ fn patches_that_meet_are_all_in_the_end() {
             let admin = cluster.admin(number % 3);
             scope.spawn(move || {
                 let body = format!(r#"{{"services":{{"s{number}":{{}}}}}}"#);
-                let answer = call(admin, "PATCH", "/v1/config", &[], &body).unwrap();
+                let answer = call(admin, "PATCH", "/v1/config?timeout=60s", &[], &body).unwrap();
                 assert_eq!(answer.status, 200, "{}", answer.text());
             });
         }
