@@ -30,7 +30,7 @@ use crate::{
     forward::never_sent,
     node::Node,
     raft::Membership,
-    state::{Command, NodeId, Outcome},
+    state::{Command, NewNode, NodeId, Outcome},
     storage::codec::NodeRecord,
 };
 
@@ -501,10 +501,17 @@ async fn remove(node: &Node, id: NodeId, deadline: Instant) -> Result<NodeId, Ma
             )));
         }
     }
-    let retire = Command::RetireNode { node: id };
+    let mut commands = vec![Command::RetireNode { node: id }];
+    // A founder's id may not be noted yet, which happens within the first second of a cluster.
+    if let Some(record) =
+        membership.nodes.get(&id).filter(|_| !node.replica.read(|state| state.members().knows(id)))
+    {
+        let new = NewNode { name: record.name.clone(), incarnation: record.incarnation, id: Some(id) };
+        commands.insert(0, Command::AdmitNode(new));
+    }
     let left = || deadline.saturating_duration_since(Instant::now());
-    match node.proposer.propose_as_leader(vec![retire], left()).await {
-        Ok(outcomes) => match outcomes.first() {
+    match node.proposer.propose_as_leader(commands, left()).await {
+        Ok(outcomes) => match outcomes.last() {
             Some(Outcome::Retired { .. }) => {}
             other => return Err(ManageError::NotDone(format!("the removal was refused: {other:?}"))),
         },
