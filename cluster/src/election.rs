@@ -41,6 +41,9 @@ const QUESTION_TIMEOUT: Duration = Duration::from_millis(150);
 const AGAIN_MIN: Duration = Duration::from_millis(40);
 const AGAIN_MAX: Duration = Duration::from_millis(160);
 
+/// How long the end of this node's log may take to be told to it.
+const TOLD_WITHIN: Duration = Duration::from_millis(100);
+
 /// How long a campaign may take: the votes' own deadline.
 const CAMPAIGN: Duration = Duration::from_millis(300);
 
@@ -168,7 +171,8 @@ impl Election {
         if !roles.membership().is_voter(self.id) {
             return Err("it is no voter");
         }
-        if self.core.last_log() < leaders_log {
+        // What was written a moment ago may not be told here yet, though the leader knows that it was.
+        if tokio::time::timeout(TOLD_WITHIN, self.core.log_reaches(leaders_log)).await.is_err() {
             return Err("its log is shorter");
         }
         self.links.set_transfer_term(term + 1);

@@ -194,6 +194,12 @@ impl Core {
         self.raft.data_metrics().borrow().last_log.map(convert::position)
     }
 
+    /// Returns once this node's log reaches `position`; the core's end ends the wait too.
+    pub(crate) async fn log_reaches(&self, position: Option<LogPosition>) {
+        let reaches = |data: &RaftDataMetrics<NodeId>| data.last_log.map(convert::position) >= position;
+        let _ = self.raft.data_metrics().wait_for(reaches).await;
+    }
+
     /// On a leader: how long ago a majority last confirmed it; `None` until one has.
     pub(crate) fn since_quorum(&self) -> Option<Duration> {
         self.raft.data_metrics().borrow().millis_since_quorum_ack.map(Duration::from_millis)
