@@ -287,7 +287,8 @@ async fn transfer(node: &Node, to: Option<NodeId>, deadline: Instant) -> Result<
             return Err(ManageError::Refused(format!("node {to} has no vote: promote it first")));
         }
     }
-    let Some(_one_at_a_time) = node.members.claim() else { return Err(busy()) };
+    let Some(_one_at_a_time) = node.members.claim_by(deadline).await else { return Err(busy()) };
+    let membership = node.core.roles().membership();
     let others = settled(&membership)?.iter().copied().filter(|id| *id != node.id);
     let others: Vec<_> = others.filter(|id| to.is_none_or(|to| to == *id)).collect();
     if others.is_empty() {
@@ -485,9 +486,9 @@ async fn promote(node: &Node, id: NodeId, deadline: Instant) -> Result<NodeId, M
 }
 
 async fn remove(node: &Node, id: NodeId, deadline: Instant) -> Result<NodeId, ManageError> {
+    let Some(_one_at_a_time) = node.members.claim_by(deadline).await else { return Err(busy()) };
     let membership = node.core.roles().membership();
     member(node, &membership, id)?;
-    let Some(_one_at_a_time) = node.members.claim() else { return Err(busy()) };
     let voters = settled(&membership)?;
     if voters.contains(&id) {
         let left: BTreeSet<_> = voters.iter().copied().filter(|voter| *voter != id).collect();

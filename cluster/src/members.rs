@@ -9,7 +9,11 @@
 //! Invariants: every step is idempotent and is driven by the node that wants in, which asks again through any
 //! change of leader; one join at a time; a living node is never replaced.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use gogate_proto::v1;
 use tokio::sync::Mutex;
@@ -77,6 +81,12 @@ impl Admission {
         door: std::sync::Weak<Door>,
     ) -> Self {
         Self { id, cluster_name, core, replica, links, proposer, busy: Mutex::new(()), door }
+    }
+
+    /// The right to change the members, once nobody else is at it: a node that wants a vote asks again and again, which
+    /// is short. None: not by `deadline`.
+    pub(crate) async fn claim_by(&self, deadline: Instant) -> Option<tokio::sync::MutexGuard<'_, ()>> {
+        tokio::time::timeout_at(deadline.into(), self.busy.lock()).await.ok()
     }
 
     /// The right to change the members, if nobody else is at it.
