@@ -40,7 +40,7 @@ pub struct Demands {
     pub faults: Vec<FaultKind>,
     /// … at least so many that took hold.
     pub faults_min: usize,
-    /// None may have failed to take hold.
+    /// None may have failed to take hold, unless there was nothing to do it to.
     pub all_take_hold: bool,
 }
 
@@ -207,7 +207,7 @@ impl Judgement {
             ));
         }
         if demands.all_take_hold {
-            for fault in faults.iter().filter(|fault| fault.status != FaultStatus::Installed) {
+            for fault in faults.iter().filter(|fault| fault.status == FaultStatus::Indeterminate) {
                 let Fault { kind, nodes, note, .. } = fault;
                 self.doubts.push(format!("{note} ({kind:?} of {}) did not bite", nodes.join(", ")));
             }

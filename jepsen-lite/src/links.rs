@@ -13,7 +13,7 @@
 //! `processes` tells addresses and process ids.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs, io,
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
@@ -66,7 +66,8 @@ struct Shared {
 }
 
 struct Gate {
-    cut: BTreeSet<Way>,
+    /// How many cuts there are on a way: several may overlap.
+    cut: BTreeMap<Way, usize>,
     slow: BTreeMap<Way, Latency>,
     /// Pieces, and ends of connections, that found their way cut or slow.
     bitten: BTreeMap<Way, u64>,
@@ -95,7 +96,7 @@ impl Links {
         let (backs, listeners): (Vec<_>, Vec<_>) = ports.into_iter().unzip();
         let fronts = listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
         let gate = Gate {
-            cut: BTreeSet::new(),
+            cut: BTreeMap::new(),
             slow: BTreeMap::new(),
             bitten: BTreeMap::new(),
             pids: backs.iter().map(|_| None).collect(),
@@ -142,13 +143,21 @@ impl Links {
 
     /// Cuts these ways.
     pub fn cut_ways(&self, ways: &[Way]) {
-        self.shared.gate().cut.extend(ways);
+        let mut gate = self.shared.gate();
+        for way in ways {
+            *gate.cut.entry(*way).or_default() += 1;
+        }
     }
 
     /// Opens them again.
     pub fn heal_ways(&self, ways: &[Way], heal: Heal) {
         let mut gate = self.shared.gate();
-        gate.cut.retain(|way| !ways.contains(way));
+        for way in ways {
+            if let Some(cuts) = gate.cut.get_mut(way) {
+                *cuts -= 1;
+            }
+        }
+        gate.cut.retain(|_, cuts| *cuts > 0);
         if heal == Heal::Reset {
             gate.reset(|Connection { from, to, .. }| {
                 ways.contains(&(*from, *to)) || ways.contains(&(*to, *from))
@@ -262,7 +271,7 @@ impl Shared {
     fn pass(&self, connection: &Connection, way: Way) -> bool {
         let is_reset = || connection.reset.load(Ordering::Relaxed);
         let mut gate = self.gate();
-        if gate.cut.contains(&way) || gate.slow.contains_key(&way) {
+        if gate.cut.contains_key(&way) || gate.slow.contains_key(&way) {
             *gate.bitten.entry(way).or_default() += 1;
         }
         if let Some(latency) = gate.slow.get(&way) {
@@ -273,7 +282,9 @@ impl Shared {
                 gate = self.changed.wait_timeout(gate, left).expect(UNBROKEN).0;
             }
         }
-        drop(self.changed.wait_while(gate, |gate| !is_reset() && gate.cut.contains(&way)).expect(UNBROKEN));
+        drop(
+            self.changed.wait_while(gate, |gate| !is_reset() && gate.cut.contains_key(&way)).expect(UNBROKEN),
+        );
         !is_reset()
     }
 
@@ -394,6 +405,21 @@ mod tests {
         assert!(is_silent(&accepted));
         assert_eq!((links.bitten(&[(1, 0)]), links.bitten(&[(0, 1)])), (1, 0));
         links.heal_ways(&[(1, 0)], Heal::Resume);
+        accepted.read_exact(&mut [0]).unwrap();
+    }
+
+    #[test]
+    fn a_way_that_is_cut_twice_is_open_once_both_are_healed() {
+        let (links, node, front) = links();
+        let (mut dialler, mut accepted) = connect(&node, front);
+        dialler.write_all(b"a").unwrap();
+        accepted.read_exact(&mut [0]).unwrap();
+        links.cut_ways(&[(1, 0)]);
+        links.cut(1);
+        links.heal_ways(&[(1, 0)], Heal::Resume);
+        dialler.write_all(b"b").unwrap();
+        assert!(is_silent(&accepted));
+        links.heal(1, Heal::Resume);
         accepted.read_exact(&mut [0]).unwrap();
     }
 

@@ -57,6 +57,8 @@ pub struct Victims<'a> {
     pub recorder: &'a Arc<Recorder>,
     /// Who leads, if anybody does.
     pub leader: Option<usize>,
+    /// Whether others are injured at the same time: a node that stands still sends nothing that could be held up.
+    pub overlap: bool,
 }
 
 /// An injury that was done and has to be undone.
@@ -294,7 +296,11 @@ impl Injury {
 impl Victims<'_> {
     fn record(&self, kind: FaultKind, nodes: &[usize], took_hold: bool, note: String) {
         let nodes = nodes.iter().map(|node| self.processes.name(*node).to_owned()).collect();
-        let status = if took_hold { FaultStatus::Installed } else { FaultStatus::Indeterminate };
+        let status = match (took_hold, self.overlap) {
+            (true, _) => FaultStatus::Installed,
+            (false, true) => FaultStatus::Skipped,
+            (false, false) => FaultStatus::Indeterminate,
+        };
         self.recorder.fault(Fault { kind, nodes, status, note });
     }
 }

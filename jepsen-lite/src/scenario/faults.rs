@@ -86,9 +86,10 @@ pub(super) fn run(mut stage: Stage, faults: &Faults, clients: usize, seed: u64) 
 /// Does all of these at once, and undoes them; false: the cluster did not come back from it.
 fn injure(stage: &mut Stage, links: &Links, nemeses: &[Nemesis], rng: &mut StdRng) -> io::Result<bool> {
     stage.progress(&format!("{nemeses:?}"));
-    let leader = leads(stage);
+    let (leader, overlap) = (leads(stage), nemeses.len() > 1);
     let recorder = stage.recorder.clone();
-    let mut victims = Victims { processes: &mut stage.processes, links, recorder: &recorder, leader };
+    let mut victims =
+        Victims { processes: &mut stage.processes, links, recorder: &recorder, leader, overlap };
     let mut injuries = Vec::new();
     for nemesis in nemeses {
         injuries.push(nemesis.injure(&mut victims, rng)?);
