@@ -1,4 +1,4 @@
-//! `gogate check FILE`: every problem of a node file or gateway document, or one line that says what it is.
+//! `gogate check FILE`: every problem of a node file, gateway document or tokens file, or one line that says what it is.
 //!
 //! Neighbours: `config::check` and `config::node_file` find the problems.
 
@@ -36,6 +36,8 @@ fn check(file: &Path) -> Result<String, Vec<Problem>> {
     match config::kind(text) {
         Kind::Document => config::check::document(text).map(|document| summary(&document)),
         Kind::NodeFile => config::node_file::check(text).map(|()| "a valid node file".to_owned()),
+        Kind::Tokens => config::tokens::parse(text)
+            .map(|tokens| format!("a valid tokens file: {}", counted(tokens.len(), "token"))),
     }
 }
 

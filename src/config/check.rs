@@ -20,7 +20,7 @@ use super::{
     document::{Document, IpNetwork, Limits, Service},
     field::{self, Field, Keys, Section},
     problem::{Problem, Report, shown},
-    yaml,
+    redact, yaml,
 };
 
 pub use self::listeners::default_listeners;
@@ -74,6 +74,7 @@ pub fn document(text: &str) -> Result<Document, Vec<Problem>> {
     };
     let field = Field { node: &root, path: String::new(), report: &report };
     let document = field.section(TOP).map(|top| read(&top)).unwrap_or_default();
+    redact::refuse_marks(&root, &report);
     if report.is_empty() { Ok(document) } else { Err(report.into_problems()) }
 }
 

@@ -1,7 +1,7 @@
 //! What operators write, and what the process makes of it.
 //!
-//! Two inputs: the node file (`node_file` as written, `node` as checked) and the gateway document (`check`
-//! reads it, `document` is the checked form). `yaml` and `field` read both, `problem` is what they say.
+//! Three inputs: the node file (`node_file` as written, `node` as checked), the gateway document (`check`
+//! reads it, `document` is the checked form) and the tokens file (`tokens`). `yaml` and `field` read both, `problem` is what they say.
 //! Nothing outside this folder and `main.rs` reads the environment, and here it is passed in.
 
 pub mod check;
@@ -18,6 +18,8 @@ mod field;
 mod given;
 mod merge;
 pub mod path_regex;
+mod redact;
+pub mod tokens;
 mod yaml;
 
 pub use address::{Refusal, reach};
@@ -25,15 +27,18 @@ pub use diff::diff;
 pub use field::{check_name, parse_duration, parse_size};
 pub use merge::merge;
 pub use problem::Problem;
+pub use redact::{MARK, redact};
 pub use yaml::{TEXT_BYTES_MAX, read, text};
 
-/// The two inputs.
+/// The inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// A gateway document, replicated.
     Document,
     /// One process's own settings.
     NodeFile,
+    /// Who may call the admin API.
+    Tokens,
 }
 
 /// Which input a text is, told by its top-level keys; a text that has no key of a node file is taken for a
@@ -56,5 +61,12 @@ fn kind_of(root: &yaml::Node) -> Kind {
         };
         pairs.iter().filter(|(key, _)| is_one(key)).count()
     };
-    if has(node_file::TOP) > has(check::TOP) { Kind::NodeFile } else { Kind::Document }
+    let (document, node_file) = (has(check::TOP), has(node_file::TOP));
+    if document + node_file == 0 && has(tokens::TOP) > 0 {
+        Kind::Tokens
+    } else if node_file > document {
+        Kind::NodeFile
+    } else {
+        Kind::Document
+    }
 }
