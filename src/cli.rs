@@ -14,6 +14,7 @@ mod probe;
 mod sample;
 mod serve;
 mod service;
+mod token;
 
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
 
@@ -86,6 +87,9 @@ enum Command {
     /// Look at the cluster and change who is in it
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Make tokens for the admin API
+    #[command(subcommand)]
+    Token(token::Token),
     /// Print the version
     Version,
     /// Run a small HTTP service that registers itself
@@ -156,6 +160,7 @@ impl Cli {
             Command::Config(config) => block_on(config.run(&client()?, output, &environment))?,
             Command::Service(service) => block_on(service.run(&client()?, output))?,
             Command::Cluster(cluster) => block_on(cluster.run(&client()?, output))?,
+            Command::Token(token) => token.run(output)?,
             Command::Version => println!("gogate {}", crate::node::BUILD),
             Command::Sample(sample) => block_on(sample.run(client()?))?,
             Command::Ready => block_on(probe::ready(&client()?))?,

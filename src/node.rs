@@ -12,6 +12,7 @@
 //! | publish | `Cluster::changes` | the proxy's table, this node's report | aborted after the drain; if it ends before, as do those below, the process ends |
 //! | heartbeats | beats taken by the admin API | the leader's next tick | aborted after the drain |
 //! | watches | `Cluster::changes` | the watchers at this node | aborted after the drain; open watches are told of the end |
+//! | credentials | SIGHUP, the files of tokens and certificates | who may call | aborted after the drain |
 //! | reload | SIGHUP, the gateway file | proposals | aborted after the drain |
 //! | drain | SIGTERM, `POST /v1/node/drain` | the leadership to another node, the proxy's end | aborted after the drain |
 //! | quorum | a linearizable read now and then | `caught_up`, log lines | aborted after the drain |
@@ -41,7 +42,8 @@ use tracing::{error, info, warn};
 use crate::{
     config::node::{NodeConfig, Role},
     control::{
-        admin::{self, Context},
+        admin::{self, Context, auth::Access},
+        credentials::{self, Watched},
         drain::{self, Drain},
         heartbeats::Heartbeats,
         publish::{Published, Publisher},
@@ -93,6 +95,14 @@ pub enum NodeError {
         target: String,
         /// Why not.
         error: io::Error,
+    },
+    /// A file of credentials.
+    #[error("{key}: {problem}")]
+    Credentials {
+        /// The key of the node file.
+        key: &'static str,
+        /// What is wrong with it.
+        problem: String,
     },
     /// The data plane's threads.
     #[error("the proxy cannot start: {0}")]
@@ -152,6 +162,7 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     let mut signals = Signals::new().map_err(NodeError::Process)?;
     let access_log = AccessLog::open(&config.log.access, config.log.json)
         .map_err(|error| NodeError::AccessLog { target: config.log.access.to_string(), error })?;
+    let (access, credentials) = credentials(&config)?;
     let admin_listener = listen("admin.listen", config.admin_listen)?;
     let admin_address = admin_listener.local_addr().map_err(NodeError::Process)?;
     let admin_listener = TcpListener::from_std(admin_listener).map_err(NodeError::Process)?;
@@ -161,7 +172,7 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     // Served from here on: a node that waits for its peers is alive, and not ready.
     let context = Arc::new(OnceLock::new());
     let (stop, stopped) = watch::channel(false);
-    let mut admin = tokio::spawn(admin::serve(admin_listener, context.clone(), stopped));
+    let mut admin = tokio::spawn(admin::serve(admin_listener, access, context.clone(), stopped));
 
     let cluster_name =
         config.cluster.as_ref().map_or_else(|| config.name.clone(), |cluster| cluster.name.clone());
@@ -210,6 +221,10 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
                 log.reopen();
             }
         });
+    }
+    if !credentials.is_empty() {
+        let hangup = signal(SignalKind::hangup()).map_err(NodeError::Process)?;
+        tasks.spawn("credentials", credentials::keep(credentials, hangup));
     }
     if let Some(file) = config.gateway_file.clone() {
         let (cluster, name, hangup) = (cluster.clone(), config.name.clone(), signals.hangup.clone());
@@ -268,6 +283,22 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     result
 }
 
+/// Who may call, and the files that say so.
+fn credentials(config: &NodeConfig) -> Result<(Arc<Access>, Vec<Watched>), NodeError> {
+    let failed = |key| move |problem| NodeError::Credentials { key, problem };
+    let mut files = Vec::new();
+    let access = match &config.admin_tokens_file {
+        None => Arc::new(Access::new(None, false)),
+        Some(file) => {
+            let tokens = credentials::read_tokens(file).map_err(failed("admin.tokens_file"))?;
+            let access = Arc::new(Access::new(Some(tokens), false));
+            files.push(Watched::tokens(file.clone(), access.clone()));
+            access
+        }
+    };
+    Ok((access, files))
+}
+
 fn listen(key: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, NodeError> {
     let listener = || {
         use socket2::{Domain, Protocol, Socket, Type};
@@ -299,7 +330,7 @@ fn cluster_config(
         listener,
         advertise: config.peer_advertise.clone(),
         admin: told_address(admin, &config.peer_advertise),
-        secret: config.peer_secret.clone(),
+        secret: config.peer_secret.clone().map(|secret| secret.0),
         build: BUILD.to_owned(),
         timers: Timers::default(),
     }

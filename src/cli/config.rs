@@ -20,6 +20,9 @@ pub(super) enum Config {
         /// Another version than the current one
         #[arg(long, value_name = "N")]
         version: Option<u64>,
+        /// With its secrets, which the role admin may see
+        #[arg(long)]
+        secrets: bool,
     },
     /// Make a file the current document, on all nodes
     Apply {
@@ -62,10 +65,8 @@ impl Config {
         environment: &Environment,
     ) -> Result<(), CliError> {
         match self {
-            Self::Get { version } => {
-                let path =
-                    version.map_or("/v1/config".into(), |version| format!("/v1/config?version={version}"));
-                let reply = client.call(&Call::get(path)).await?;
+            Self::Get { version, secrets } => {
+                let reply = client.call(&get(version, secrets)).await?;
                 print(&String::from_utf8_lossy(&reply.body))
             }
             Self::Apply { file, dry_run, if_version } => {
@@ -108,6 +109,13 @@ impl Config {
     }
 }
 
+fn get(version: Option<u64>, secrets: bool) -> Call {
+    let version = version.map(|version| format!("version={version}"));
+    let secrets = secrets.then(|| "secrets=true".to_owned());
+    let query: Vec<String> = version.into_iter().chain(secrets).collect();
+    Call::get(format!("/v1/config?{}", query.join("&")))
+}
+
 async fn apply(
     client: &Client,
     output: Format,
@@ -146,16 +154,19 @@ async fn diff(client: &Client, a: Option<String>, b: Option<String>) -> Result<(
 
 /// The name and the text of a version, or of a file.
 async fn side(client: &Client, named: Option<String>) -> Result<(String, String), CliError> {
-    let path = match &named {
-        None => "/v1/config".to_owned(),
-        Some(version) if version.parse::<u64>().is_ok() => format!("/v1/config?version={version}"),
-        Some(file) => {
-            let text =
-                config::read(file.as_ref()).map_err(|problem| CliError::Failed(problem.in_file(file)))?;
-            return Ok((file.clone(), text));
-        }
+    let version = match &named {
+        None => None,
+        Some(text) => match text.parse::<u64>() {
+            Ok(version) => Some(version),
+            Err(_) => {
+                let read = config::read(text.as_ref());
+                let read = read.map_err(|problem| CliError::Failed(problem.in_file(text)))?;
+                // As the node shows its versions: else every secret would differ.
+                return Ok((text.clone(), config::redact(&read).into_owned()));
+            }
+        },
     };
-    let reply = client.call(&Call::get(path)).await?;
+    let reply = client.call(&get(version, false)).await?;
     let name = named.map_or_else(|| "current version".to_owned(), |version| format!("version {version}"));
     Ok((name, String::from_utf8_lossy(&reply.body).into_owned()))
 }
@@ -166,7 +177,11 @@ async fn edit(client: &Client, output: Format, environment: &Environment) -> Res
     let versions = client.call(&Call::get("/v1/config/versions")).await?.json()?;
     let newest = versions.get(0).and_then(|version| version["version"].as_u64());
     let version = newest.ok_or_else(|| CliError::Failed("there is no document yet: apply one".into()))?;
-    let reply = client.call(&Call::get(format!("/v1/config?version={version}"))).await?;
+    // Who may not see secrets edits the rest: a document that has some is refused then, unless they are put in.
+    let reply = match client.call(&get(Some(version), true)).await {
+        Ok(reply) => reply,
+        Err(_) => client.call(&get(Some(version), false)).await?,
+    };
     let mut file = tempfile::Builder::new()
         .prefix("gogate-")
         .suffix(".yaml")

@@ -5,6 +5,8 @@
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
+use super::document::Secret;
+
 /// One process's own settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
@@ -16,12 +18,14 @@ pub struct NodeConfig {
     pub workers: usize,
     /// Where the admin API listens.
     pub admin_listen: SocketAddr,
+    /// Who may call it; none: whoever reaches it (loopback only, unless `insecure`).
+    pub admin_tokens_file: Option<PathBuf>,
     /// Where other nodes reach this one's gRPC service from, and where it listens.
     pub peer_listen: SocketAddr,
     /// `host:port` told to the other nodes; the listen address unless set.
     pub peer_advertise: String,
     /// The shared secret's content; none: peers are believed (loopback only, unless `insecure`).
-    pub peer_secret: Option<String>,
+    pub peer_secret: Option<Secret>,
     /// The group to be part of; none: a cluster of one.
     pub cluster: Option<ClusterConfig>,
     /// Listener name → the address to open instead of the document's.

@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     address,
+    document::Secret,
     field::{Field, Keys, Section, is_null},
     given::{Given, child, map},
     node::{AccessTarget, ClusterConfig, LogConfig, NodeConfig, Role},
@@ -26,7 +27,7 @@ pub(super) const TOP: Keys = Keys {
     later: &["telemetry"],
 };
 const NODE: Keys = Keys { known: &["name", "data_dir", "workers"], later: &[] };
-const ADMIN: Keys = Keys { known: &["listen"], later: &["tokens_file", "tls"] };
+const ADMIN: Keys = Keys { known: &["listen", "tokens_file"], later: &["tls"] };
 const PEER: Keys = Keys { known: &["listen", "advertise", "secret_file"], later: &["tls"] };
 const CLUSTER: Keys = Keys { known: &["name", "expect", "peers", "role", "join"], later: &[] };
 const GATEWAY: Keys = Keys { known: &["file", "watch"], later: &[] };
@@ -119,6 +120,7 @@ struct NodeFile {
     data_dir: Option<PathBuf>,
     workers: usize,
     admin_listen: Option<SocketAddr>,
+    admin_tokens_file: Option<PathBuf>,
     peer_listen: Option<SocketAddr>,
     peer_advertise: Option<String>,
     peer_secret_file: Option<PathBuf>,
@@ -170,6 +172,7 @@ fn read<'a>(root: &'a Node, report: &'a Report) -> Option<(NodeFile, Sections<'a
         data_dir: get("node", "data_dir").and_then(path),
         workers: usize::try_from(workers).unwrap_or(0),
         admin_listen: get("admin", "listen").and_then(listen),
+        admin_tokens_file: get("admin", "tokens_file").and_then(path),
         peer_listen: get("peer", "listen").and_then(listen),
         peer_advertise: get("peer", "advertise").and_then(reach),
         peer_secret_file: get("peer", "secret_file").and_then(path),
@@ -316,7 +319,7 @@ fn resolve(
     let peer_listen = file.peer_listen.unwrap_or(SocketAddr::new(LOOPBACK, 7170));
     let peer_secret = match &file.peer_secret_file {
         Some(path) => match read_secret(path) {
-            Ok(secret) => Some(secret),
+            Ok(secret) => Some(Secret(secret)),
             Err((problem, suggestion)) => {
                 at("peer", "secret_file", problem, suggestion);
                 None
@@ -324,10 +327,9 @@ fn resolve(
         },
         None => None,
     };
-    if !insecure && !is_loopback(admin_listen) {
-        let problem = format!("{admin_listen} is not loopback, and nothing proves who calls the admin API");
-        let suggestion =
-            "this build has no admin.tokens_file or admin.tls yet: listen on loopback, or pass --insecure";
+    if !insecure && !is_loopback(admin_listen) && file.admin_tokens_file.is_none() {
+        let problem = format!("{admin_listen} is not loopback, and `admin.tokens_file` is missing");
+        let suggestion = "add admin.tokens_file: `gogate token new` makes its entries, or pass --insecure";
         at("admin", "listen", problem, suggestion);
     }
     if !insecure && !is_loopback(peer_listen) && file.peer_secret_file.is_none() {
@@ -353,6 +355,7 @@ fn resolve(
         name,
         workers: if file.workers == 0 { cores() } else { file.workers },
         admin_listen,
+        admin_tokens_file: file.admin_tokens_file,
         peer_listen,
         peer_advertise,
         peer_secret,

@@ -1,10 +1,13 @@
 //! The admin API: HTTP and JSON for operators and services, on any node; the registry over gRPC, too.
 //!
-//! Invariants: connections, heads, bodies and waits are bounded; a call is not logged; it runs on the control
-//! plane's runtime, never on a worker of the proxy. Neighbours: `connection` brings the calls, `route` here picks
-//! a handler in one of the files below, `error` alone makes refusals.
+//! Invariants: connections, heads, bodies and waits are bounded; it runs on the control plane's runtime, never on a
+//! worker of the proxy. Neighbours: `connection` brings the calls, `route` here picks a handler in one of the files
+//! below, once `auth` has said who asks and that they may; `audit` logs changes and refusals, `error` alone makes
+//! refusals.
 
 mod answer;
+mod audit;
+pub mod auth;
 mod backup;
 mod cluster;
 mod config;
@@ -19,7 +22,6 @@ mod watch;
 
 use std::{
     future::Future,
-    net::SocketAddr,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -32,6 +34,8 @@ use tokio::sync::watch::Receiver;
 pub use self::connection::serve;
 use self::{
     answer::{Answer, Query, decode, text},
+    audit::Asked,
+    auth::{Access, Origin},
     error::ApiError,
 };
 use super::{drain::Drain, heartbeats::Heartbeats, publish::Published, watch::Watches};
@@ -64,7 +68,12 @@ pub struct Context {
 /// What the handlers work with, once this node takes part in its cluster.
 pub type Starting = Arc<OnceLock<Context>>;
 
-async fn handle(context: &OnceLock<Context>, peer: SocketAddr, request: Request<Incoming>) -> Answer {
+async fn handle(
+    context: &OnceLock<Context>,
+    access: &Access,
+    origin: &Origin,
+    request: Request<Incoming>,
+) -> Answer {
     let (head, body) = request.into_parts();
     let is_grpc = head.version == Version::HTTP_2 && grpc::is_grpc(&head);
     let Some(context) = context.get() else {
@@ -79,113 +88,90 @@ async fn handle(context: &OnceLock<Context>, peer: SocketAddr, request: Request<
         };
     };
     let request = Request::from_parts(head, answer::Incoming::Network(body));
-    if is_grpc {
-        let answered = async { route(context, peer, grpc::translated(request).await?).await };
-        return Box::pin(answered).await.unwrap_or_else(|error| grpc::refusal(&error));
-    }
     // In a box: a connection that waits or is sent a stream should not hold the room that a call takes.
-    match Box::pin(route(context, peer, request)).await {
-        Ok(answer) => answer,
-        Err(error) => error.answer(context.cluster.status().leader),
-    }
+    Box::pin(async {
+        let request = if is_grpc { grpc::translated(request).await } else { Ok(request) };
+        let (head, body) = match request {
+            Ok(request) => request.into_parts(),
+            Err(error) => return grpc::refusal(&error),
+        };
+        let mut asked = Asked::default();
+        let (outcome, answer) = match route(context, access, origin, &mut asked, &head, body).await {
+            Ok(answer) => (answer.status(), answer),
+            Err(error) if is_grpc => (error.status(), grpc::refusal(&error)),
+            Err(error) => (error.status(), error.answer(context.cluster.status().leader)),
+        };
+        asked.log(access, origin, &head, outcome, &answer);
+        answer
+    })
+    .await
 }
 
-/// Picks the handler. The paths are few and short: a match over their parts is the whole router.
+/// Finds the call, asks who makes it and whether they may, and picks the handler. The paths are few and short: a
+/// match over their parts is the whole router.
 async fn route(
     context: &Context,
-    peer: SocketAddr,
-    request: Request<answer::Incoming>,
+    access: &Access,
+    origin: &Origin,
+    asked: &mut Asked,
+    head: &Parts,
+    body: answer::Incoming,
 ) -> Result<Answer, ApiError> {
-    let (head, body) = request.into_parts();
     let query = head.uri.query();
     let path = head.uri.path();
     let mut parts = [""; 5];
     let mut count = 0;
     for part in path.trim_start_matches('/').split('/') {
-        let Some(slot) = parts.get_mut(count) else { return Err(unknown_path(path)) };
+        let Some(slot) = parts.get_mut(count) else { return Err(auth::unknown_path(path)) };
         *slot = part;
         count += 1;
     }
-    let get = head.method == Method::GET || head.method == Method::HEAD;
-    if !get {
-        check_write(&head)?;
+    let parts = &parts[..count];
+    let route = &**asked.route.insert(auth::find(&head.method, parts, path)?);
+    if route.method != "GET" {
+        check_write(head)?;
     }
-    let method = |allow: &'static str| Err(ApiError::Method { allow });
-    match &parts[..count] {
-        ["v1", "services"] => match head.method {
-            Method::POST => services::register(context, &head, body).await,
-            _ if get => services::list(context, &head).await,
-            _ => method("GET, HEAD, POST"),
-        },
-        ["v1", "services", id] => {
-            let id = segment(id)?;
-            match head.method {
-                Method::DELETE => services::deregister(context, &id, &head).await,
-                _ if get => services::get(context, &id, query).await,
-                _ => method("DELETE, GET, HEAD"),
-            }
+    let caller = &*asked.caller.insert(access.identify(route, &head.headers, origin)?);
+    caller.check_role(route)?;
+    match (route.method, parts) {
+        ("POST", ["v1", "services"]) => services::register(context, caller, head, body).await,
+        ("GET", ["v1", "services"]) => services::list(context, head).await,
+        ("GET", ["v1", "services", id]) => services::get(context, &segment(id)?, query).await,
+        ("DELETE", ["v1", "services", id]) => {
+            services::deregister(context, caller, &segment(id)?, head).await
         }
-        ["v1", "services", id, "heartbeat"] => match head.method {
-            Method::PUT => services::heartbeat(context, &segment(id)?, &head).await,
-            _ => method("PUT"),
-        },
-        ["v1", "config"] => match head.method {
-            Method::PUT => config::put(context, peer, &head, body).await,
-            Method::PATCH => config::patch(context, peer, &head, body).await,
-            _ if get => config::get(context, query).await,
-            _ => method("GET, HEAD, PATCH, PUT"),
-        },
-        ["v1", "config", "versions"] if get => config::versions(context, query).await,
-        ["v1", "config", "diff"] if get => config::diff(context, query).await,
-        ["v1", "config", "status"] if get => config::status(context, query).await,
-        ["v1", "config", "rollback"] => match head.method {
-            Method::POST => config::rollback(context, peer, &head, body).await,
-            _ => method("POST"),
-        },
-        ["v1", "cluster"] if get => cluster::status(context, query).await,
-        ["v1", "watch"] => match head.method {
-            Method::GET => watch::watch(context, &head).await,
-            _ => method("GET"),
-        },
-        ["v1", "cluster", "members"] => match head.method {
-            Method::POST => members::add(context, query, body).await,
-            _ => method("POST"),
-        },
-        ["v1", "cluster", "members", id] => match head.method {
-            Method::DELETE => members::remove(context, id, query).await,
-            _ => method("DELETE"),
-        },
-        ["v1", "cluster", "members", id, "promote"] => match head.method {
-            Method::POST => members::promote(context, id, query).await,
-            _ => method("POST"),
-        },
-        ["v1", "cluster", "transfer-leader"] => match head.method {
-            Method::POST => members::transfer_leader(context, query, body).await,
-            _ => method("POST"),
-        },
-        ["v1", "cluster", "backup"] if get => backup::backup(context, query).await,
-        ["v1", "cluster", "backup"] => method("GET, HEAD"),
-        ["v1", "cluster", "restore"] => match head.method {
-            Method::POST => backup::restore(context, query, body).await,
-            _ => method("POST"),
-        },
-        ["v1", "cluster", "snapshot"] => match head.method {
-            Method::POST => backup::snapshot(context, query).await,
-            _ => method("POST"),
-        },
-        ["v1", "node", "drain"] => match head.method {
-            Method::POST => members::drain(context, query).await,
-            _ => method("POST"),
-        },
-        ["livez"] if get => Ok(text(StatusCode::OK, "ok\n")),
-        ["readyz" | "health"] if get => health::ready(context, query).await,
-        ["metrics"] if get => health::metrics(context).await,
-        ["backends"] if get => Ok(health::backends(context)),
-        [""] if get => Ok(text(StatusCode::OK, health::index(context))),
-        ["v1", "config", "versions" | "diff" | "status"]
-        | ["v1", "cluster"]
-        | ["livez" | "readyz" | "health" | "backends" | "metrics" | ""] => method("GET, HEAD"),
-        _ => Err(unknown_path(path)),
+        ("PUT", ["v1", "services", id, "heartbeat"]) => {
+            services::heartbeat(context, caller, &segment(id)?, head).await
+        }
+        ("GET", ["v1", "config"]) => config::get(context, caller, query).await,
+        ("PUT", ["v1", "config"]) => config::put(context, caller, head, body).await,
+        ("PATCH", ["v1", "config"]) => config::patch(context, caller, head, body).await,
+        ("GET", ["v1", "config", "versions"]) => config::versions(context, query).await,
+        ("GET", ["v1", "config", "diff"]) => config::diff(context, query).await,
+        ("GET", ["v1", "config", "status"]) => config::status(context, query).await,
+        ("POST", ["v1", "config", "rollback"]) => config::rollback(context, caller, head, body).await,
+        ("GET", ["v1", "cluster"]) => cluster::status(context, query).await,
+        // What it answers has no end, which HEAD would have to wait for.
+        ("GET", ["v1", "watch"]) if head.method == Method::HEAD => {
+            Err(ApiError::Method { allow: "GET".into() })
+        }
+        ("GET", ["v1", "watch"]) => watch::watch(context, head).await,
+        ("POST", ["v1", "cluster", "members"]) => members::add(context, query, body).await,
+        ("DELETE", ["v1", "cluster", "members", id]) => members::remove(context, id, query).await,
+        ("POST", ["v1", "cluster", "members", id, "promote"]) => members::promote(context, id, query).await,
+        ("POST", ["v1", "cluster", "transfer-leader"]) => {
+            members::transfer_leader(context, query, body).await
+        }
+        ("GET", ["v1", "cluster", "backup"]) => backup::backup(context, query).await,
+        ("POST", ["v1", "cluster", "restore"]) => backup::restore(context, query, body).await,
+        ("POST", ["v1", "cluster", "snapshot"]) => backup::snapshot(context, query).await,
+        ("POST", ["v1", "node", "drain"]) => members::drain(context, query).await,
+        ("GET", ["livez"]) => Ok(text(StatusCode::OK, "ok\n")),
+        ("GET", ["readyz" | "health"]) => health::ready(context, query).await,
+        ("GET", ["metrics"]) => health::metrics(context).await,
+        ("GET", ["backends"]) => Ok(health::backends(context)),
+        ("GET", [""]) => Ok(text(StatusCode::OK, health::index(context))),
+        _ => Err(auth::unknown_path(path)),
     }
 }
 
@@ -210,11 +196,6 @@ fn check_write(head: &Parts) -> Result<(), ApiError> {
 fn segment(part: &str) -> Result<std::borrow::Cow<'_, str>, ApiError> {
     let id = decode(part).filter(|id| !id.is_empty());
     id.ok_or_else(|| ApiError::Malformed("the id in the path is empty or badly encoded".into()))
-}
-
-fn unknown_path(path: &str) -> ApiError {
-    let path = crate::config::problem::shown(path);
-    ApiError::NotFound(format!("nothing is at `{path}`; GET / lists what there is"))
 }
 
 // === impl Context ===

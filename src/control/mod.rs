@@ -20,6 +20,7 @@ mod activation;
 pub mod admin;
 pub mod backup;
 pub mod compile;
+pub mod credentials;
 pub mod drain;
 pub mod heartbeats;
 pub mod publish;

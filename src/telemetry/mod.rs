@@ -17,12 +17,15 @@ use crate::config::node::LogConfig;
 /// of them this process says itself, once. `log.level: openraft=error` brings them back.
 const QUIET: &str = "openraft=off,sled=warn,hyper=warn,h2=warn,tower=warn,tonic=warn";
 
+/// What changes and refusals of the admin API are logged as; on unless a directive of its own says otherwise.
+pub const AUDIT: &str = "audit";
+
 /// Starts the log of this process.
 ///
 /// # Errors
 /// When the level is no filter, or a log was started before.
 pub fn start(log: &LogConfig) -> Result<(), String> {
-    let filter = EnvFilter::try_new(format!("{QUIET},{}", log.level)).map_err(|error| {
+    let filter = EnvFilter::try_new(format!("{QUIET},{AUDIT}=info,{}", log.level)).map_err(|error| {
         format!("log.level: `{}` is not a filter: {error}; use info, or gogate=debug,warn", log.level)
     })?;
     let builder = fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);

@@ -27,6 +27,7 @@ mod proxy_protocol;
 mod proxy_upstream;
 mod resilience;
 mod routing;
+mod security;
 mod tcp;
 mod three_nodes;
 mod tidy;

@@ -80,7 +80,7 @@ log: { level: 'gogate=debug,warn', format: json, access: /var/log/gogate/access.
     assert_eq!(node.workers, 3);
     assert_eq!(node.peer_listen, "0.0.0.0:2".parse().unwrap());
     assert_eq!(node.peer_advertise, "n1.internal:2");
-    assert_eq!(node.peer_secret.as_deref(), Some("s3cret"));
+    assert_eq!(node.peer_secret, Some(Secret("s3cret".into())));
     let cluster = node.cluster.unwrap();
     assert_eq!((cluster.name.as_str(), cluster.expect, cluster.peers.len()), ("demo", 3, 3));
     assert_eq!(cluster.role, Role::Learner);
@@ -205,15 +205,14 @@ fn variables_of_the_command_line_and_of_kubernetes_are_left_alone() {
 #[test]
 fn unknown_keys_later_keys_and_documents_are_refused() {
     check_file(
-        "nodes: {}\nadmin: { tokens_file: x, tls: { cert: y } }\ntelemetry: { otlp_endpoint: z }\npeer: { tls: }\n",
+        "nodes: {}\nadmin: { tls: { cert: y } }\ntelemetry: { otlp_endpoint: z }\npeer: { tls: }\n",
         "f:1: nodes: unknown key `nodes` (did you mean `node`?)
-         f:2: admin.tokens_file: `tokens_file` is not supported by this build yet (remove it)
          f:2: admin.tls: `tls` is not supported by this build yet (remove it)
          f:3: telemetry: `telemetry` is not supported by this build yet (remove it)",
     );
     check_input(
-        &Input { variables: &[("GOGATE_ADMIN_TOKENS_FILE", "x")], ..NOTHING },
-        "GOGATE_ADMIN_TOKENS_FILE: admin.tokens_file: `tokens_file` is not supported by this build yet (remove it)",
+        &Input { variables: &[("GOGATE_TELEMETRY_OTLP_ENDPOINT", "x")], ..NOTHING },
+        "GOGATE_TELEMETRY_OTLP_ENDPOINT: telemetry: `telemetry` is not supported by this build yet (remove it)",
     );
     check_file(
         "routes: []\n",
@@ -236,7 +235,7 @@ fn addresses_beyond_loopback_need_credentials() {
     let file = "admin: { listen: '0.0.0.0:7070' }\npeer: { listen: '10.0.0.1:7170' }\n";
     check_file(
         file,
-        "f:1: admin.listen: 0.0.0.0:7070 is not loopback, and nothing proves who calls the admin API (this build has no admin.tokens_file or admin.tls yet: listen on loopback, or pass --insecure)
+        "f:1: admin.listen: 0.0.0.0:7070 is not loopback, and `admin.tokens_file` is missing (add admin.tokens_file: `gogate token new` makes its entries, or pass --insecure)
          f:2: peer.listen: 10.0.0.1:7170 is not loopback, and `peer.secret_file` is missing (add peer.secret_file: a file with the same secret on all nodes, or pass --insecure)",
     );
     let node = loaded(&Input { file, insecure: true, ..NOTHING });

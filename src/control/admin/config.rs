@@ -4,7 +4,7 @@
 //! the answer to a change tells what every node runs, and a node that does not answer is not waited for.
 //! Neighbours: `config::check` judges, the leader activates, `publish` on every node reports.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use gogate_cluster::{
@@ -19,6 +19,8 @@ use tokio::time::Instant;
 use super::{
     Context,
     answer::{Answer, Fields, Incoming, Query, json, left, read_body, text},
+    audit::Subject,
+    auth::Caller,
     error::ApiError,
     once::Once,
     services::unexpected,
@@ -38,7 +40,7 @@ const POLL: Duration = Duration::from_millis(10);
 /// How long a node may take to say what it runs before it counts as unreachable.
 const REPORT_TIMEOUT: Duration = Duration::from_millis(1000);
 
-const VERSION: HeaderName = HeaderName::from_static("x-gogate-version");
+pub(super) const VERSION: HeaderName = HeaderName::from_static("x-gogate-version");
 
 #[derive(Serialize)]
 struct Applied {
@@ -85,9 +87,13 @@ enum Running {
 }
 
 /// `GET /v1/config`
-pub(super) async fn get(context: &Context, query: Option<&str>) -> Result<Answer, ApiError> {
-    let query = Query::new(query, &["version", "stale"])?;
+pub(super) async fn get(context: &Context, caller: &Caller, query: Option<&str>) -> Result<Answer, ApiError> {
+    let query = Query::new(query, &["version", "stale", "secrets"])?;
     let wanted = query.number("version")?;
+    let secrets = query.flag("secrets")?;
+    if secrets {
+        caller.check_secrets()?;
+    }
     context.consistent(&query).await?;
     let found = context.cluster.read(|state| match wanted {
         Some(version) => state.documents().get(version).cloned(),
@@ -98,7 +104,15 @@ pub(super) async fn get(context: &Context, query: Option<&str>) -> Result<Answer
         None => ApiError::NotFound("there is no gateway document yet: apply one".into()),
     })?;
     let json = document.content.trim_start().starts_with('{');
-    let mut answer = Response::new(Full::new(Bytes::copy_from_slice(document.content.as_bytes())).into());
+    let content = if secrets {
+        Bytes::copy_from_slice(document.content.as_bytes())
+    } else {
+        redacted(&document).await?.into()
+    };
+    let mut answer = Response::new(Full::new(content).into());
+    if secrets {
+        answer.extensions_mut().insert(Subject("the document with its secrets".into()));
+    }
     let headers = answer.headers_mut();
     let kind = if json { "application/json" } else { "application/yaml" };
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
@@ -109,7 +123,7 @@ pub(super) async fn get(context: &Context, query: Option<&str>) -> Result<Answer
 /// `PUT /v1/config`
 pub(super) async fn put(
     context: &Context,
-    peer: SocketAddr,
+    caller: &Caller,
     head: &Parts,
     body: Incoming,
 ) -> Result<Answer, ApiError> {
@@ -119,7 +133,7 @@ pub(super) async fn put(
     let body = read_body(body, BODY_MAX, deadline).await?;
     let content: Arc<str> = config::text(&body).map_err(|problem| ApiError::Invalid(vec![problem]))?.into();
     let new = New { content, expected, once: Once::of(head, &body)? };
-    put_document(context, peer, new, query.flag("dry_run")?, deadline).await
+    put_document(context, caller, new, query.flag("dry_run")?, deadline).await
 }
 
 /// A document that shall become the current one.
@@ -131,7 +145,7 @@ struct New {
 
 async fn put_document(
     context: &Context,
-    peer: SocketAddr,
+    caller: &Caller,
     new: New,
     dry_run: bool,
     deadline: Instant,
@@ -156,7 +170,7 @@ async fn put_document(
         ));
     }
     context.published.will_run(content.clone(), document);
-    let by = format!("{} at {}", peer.ip(), context.node);
+    let by = format!("{caller} at {}", context.node);
     let command = Command::PutDocument(NewDocument { expected, content, by, at_ms: wall_clock_ms() });
     apply(context, Once::command(once, command), deadline).await
 }
@@ -170,6 +184,13 @@ async fn blocking<T: Send + 'static>(
     done.map_err(|error| ApiError::Unavailable(format!("{failed}: {error}; nothing was written")))
 }
 
+/// The text of a version as everybody may see it.
+async fn redacted(document: &Arc<Version>) -> Result<String, ApiError> {
+    let document = document.clone();
+    blocking("the document could not be redacted", move || config::redact(&document.content).into_owned())
+        .await
+}
+
 fn not_kept(version: u64) -> ApiError {
     ApiError::NotFound(format!("version {version} is not among the {HISTORY} that are kept"))
 }
@@ -178,7 +199,7 @@ fn not_kept(version: u64) -> ApiError {
 /// between is merged with, too.
 pub(super) async fn patch(
     context: &Context,
-    peer: SocketAddr,
+    caller: &Caller,
     head: &Parts,
     body: Incoming,
 ) -> Result<Answer, ApiError> {
@@ -204,7 +225,7 @@ pub(super) async fn patch(
         let merged = merged.await?.map_err(|problem| ApiError::Invalid(vec![problem]))?;
         let new = New { content: merged.into(), expected: Some(version), once: once.take() };
         let keyed = new.once.is_some();
-        match put_document(context, peer, new, query.flag("dry_run")?, deadline).await {
+        match put_document(context, caller, new, query.flag("dry_run")?, deadline).await {
             // With a key, what was answered first is what is answered again.
             Err(ApiError::Stale { .. }) if given.is_none() && !keyed && Instant::now() < deadline => {}
             answer => return answer,
@@ -229,8 +250,13 @@ pub(super) async fn diff(context: &Context, query: Option<&str>) -> Result<Answe
     let (from, to) = found.map_err(not_kept)?;
     let name = |version: &Version| format!("version {}\t{}", version.version, rfc3339(version.at_ms));
     let told = blocking("the versions could not be compared", move || match &from {
-        Some(from) => config::diff(&name(from), &from.content, &name(&to), &to.content),
-        None => config::diff("/dev/null", "", &name(&to), &to.content),
+        Some(from) => config::diff(
+            &name(from),
+            &config::redact(&from.content),
+            &name(&to),
+            &config::redact(&to.content),
+        ),
+        None => config::diff("/dev/null", "", &name(&to), &config::redact(&to.content)),
     });
     Ok(text(StatusCode::OK, told.await?))
 }
@@ -238,7 +264,7 @@ pub(super) async fn diff(context: &Context, query: Option<&str>) -> Result<Answe
 /// `POST /v1/config/rollback`
 pub(super) async fn rollback(
     context: &Context,
-    peer: SocketAddr,
+    caller: &Caller,
     head: &Parts,
     body: Incoming,
 ) -> Result<Answer, ApiError> {
@@ -254,7 +280,7 @@ pub(super) async fn rollback(
     }
     fields.checked()?;
     let to = to.unwrap_or_default();
-    let by = format!("{} at {}, rollback to {to}", peer.ip(), context.node);
+    let by = format!("{caller} at {}, rollback to {to}", context.node);
     let command = Command::RollbackDocument { to, expected, by, at_ms: wall_clock_ms() };
     apply(context, Once::command(once, command), deadline).await
 }

@@ -9,7 +9,6 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    net::SocketAddr,
     pin::{Pin, pin},
     sync::{Arc, Mutex},
     task::Poll,
@@ -36,6 +35,7 @@ use tracing::{debug, warn};
 use super::{
     Starting,
     answer::{Answer, Body},
+    auth::{Access, Origin},
     handle,
 };
 use crate::control::watch::BEAT;
@@ -116,7 +116,7 @@ struct Connections {
 
 /// Serves until `stop` turns true, then lets open calls finish for a short while. Before there is a context
 /// every call but the probes is refused.
-pub async fn serve(listener: TcpListener, context: Starting, mut stop: Receiver<bool>) {
+pub async fn serve(listener: TcpListener, access: Arc<Access>, context: Starting, mut stop: Receiver<bool>) {
     let mut connections = Connections::default();
     loop {
         let accepted = tokio::select! {
@@ -131,7 +131,9 @@ pub async fn serve(listener: TcpListener, context: Starting, mut stop: Receiver<
                 let _ = socket.set_send_buffer_size(SEND_BUFFER);
                 let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
                 let slot = Arc::new(Slot::new());
-                let task = connection(stream, peer, context.clone(), stop.clone(), slot.clone());
+                let origin = Origin { address: peer, names: Arc::default() };
+                let task =
+                    connection(stream, origin, access.clone(), context.clone(), stop.clone(), slot.clone());
                 connections.make_room().await;
                 connections.slots.insert(connections.open.spawn(task).id(), slot);
             }
@@ -149,7 +151,8 @@ pub async fn serve(listener: TcpListener, context: Starting, mut stop: Receiver<
 /// One connection, to its end.
 async fn connection(
     stream: TcpStream,
-    peer: SocketAddr,
+    origin: Origin,
+    access: Arc<Access>,
     context: Starting,
     stop: Receiver<bool>,
     slot: Arc<Slot>,
@@ -159,10 +162,10 @@ async fn connection(
         () = slot.over() => return,
     };
     match is_http2 {
-        Ok(false) => http1_connection(stream, peer, context, stop, slot).await,
+        Ok(false) => http1_connection(stream, origin, access, context, stop, slot).await,
         // In a box: it takes more room than the others, which are many.
-        Ok(true) => Box::pin(http2_connection(stream, peer, context, stop, slot)).await,
-        Err(error) => debug!(%peer, %error, "an admin connection broke off"),
+        Ok(true) => Box::pin(http2_connection(stream, origin, access, context, stop, slot)).await,
+        Err(error) => debug!(peer = %origin.address, %error, "an admin connection broke off"),
     }
 }
 
@@ -185,16 +188,18 @@ async fn is_http2(stream: &TcpStream) -> std::io::Result<bool> {
 
 async fn http2_connection(
     stream: TcpStream,
-    peer: SocketAddr,
+    origin: Origin,
+    access: Arc<Access>,
     context: Starting,
     mut stop: Receiver<bool>,
     slot: Arc<Slot>,
 ) {
-    let calls = slot.clone();
+    let (calls, called_from) = (slot.clone(), origin.clone());
     let service = service_fn(move |request| {
         let (context, busy) = (context.clone(), Busy::new(&calls));
+        let (access, origin) = (access.clone(), called_from.clone());
         async move {
-            let answer = handle(&context, peer, request).await;
+            let answer = handle(&context, &access, &origin, request).await;
             Ok::<_, Infallible>(answer.map(|body| Held { body, _busy: busy }))
         }
     });
@@ -220,20 +225,21 @@ async fn http2_connection(
         }
     };
     if let Err(error) = ended {
-        debug!(%peer, %error, "an admin connection broke off");
+        debug!(peer = %origin.address, %error, "an admin connection broke off");
     }
 }
 
 async fn http1_connection(
     stream: TcpStream,
-    peer: SocketAddr,
+    origin: Origin,
+    access: Arc<Access>,
     context: Starting,
     mut stop: Receiver<bool>,
     slot: Arc<Slot>,
 ) {
     let service = service_fn(|request| async {
         slot.turn(Phase::Call);
-        let answer = handle(&context, peer, request).await;
+        let answer = handle(&context, &access, &origin, request).await;
         Ok::<_, Infallible>(slot.answered(answer))
     });
     let mut builder = http1::Builder::new();
@@ -252,7 +258,7 @@ async fn http1_connection(
         }
         () = slot.over() => {
             if slot.state().0 == Phase::Stream {
-                debug!(%peer, "a client takes nothing of its stream: it is cut");
+                debug!(peer = %origin.address, "a client takes nothing of its stream: it is cut");
                 if let Some(context) = context.get() {
                     context.watches.count_cut();
                 }
@@ -261,7 +267,7 @@ async fn http1_connection(
         }
     };
     if let Err(error) = ended {
-        debug!(%peer, %error, "an admin connection broke off");
+        debug!(peer = %origin.address, %error, "an admin connection broke off");
     }
 }
 

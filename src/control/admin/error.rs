@@ -28,6 +28,28 @@ pub enum ApiError {
         /// As the browser said.
         origin: String,
     },
+    /// Nobody knows who calls.
+    #[error("{detail}; nothing was done")]
+    Unauthenticated {
+        /// What to send.
+        detail: String,
+        /// Whether a token was sent that nobody has.
+        is_wrong: bool,
+    },
+    /// Whoever calls may not.
+    #[error("{detail}")]
+    NotAllowed {
+        /// Who may what.
+        detail: String,
+    },
+    /// Too many wrong tokens came from there.
+    #[error(
+        "too many wrong tokens came from this address: no token is looked at for {seconds} s; nothing was done"
+    )]
+    TooManyGuesses {
+        /// Until one is looked at again.
+        seconds: u64,
+    },
     /// The body is not in a format that the call takes.
     #[error("the body of this call is JSON: send `Content-Type: application/json`")]
     MediaType,
@@ -38,7 +60,7 @@ pub enum ApiError {
     #[error("this path takes {allow}")]
     Method {
         /// What it takes, as `Allow` says it.
-        allow: &'static str,
+        allow: String,
     },
     /// A node cannot run what was asked for, or something else is under way.
     #[error("{detail}")]
@@ -125,6 +147,13 @@ impl ApiError {
         match self {
             Self::Malformed(_) => (StatusCode::BAD_REQUEST, "malformed request", "malformed"),
             Self::Forbidden { .. } => (StatusCode::FORBIDDEN, "forbidden", "forbidden"),
+            Self::Unauthenticated { .. } => {
+                (StatusCode::UNAUTHORIZED, "who calls is not known", "unauthenticated")
+            }
+            Self::NotAllowed { .. } => (StatusCode::FORBIDDEN, "not allowed", "not-allowed"),
+            Self::TooManyGuesses { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens", "too-many")
+            }
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported media type", "media-type"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not found", "not-found"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed", "method"),
@@ -172,11 +201,27 @@ impl ApiError {
         *answer.status_mut() = self.status();
         let headers = answer.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Self::Method { allow } = self {
-            headers.insert(header::ALLOW, HeaderValue::from_static(allow));
-        }
-        if let Self::Unavailable(_) = self {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        match self {
+            Self::Method { allow } => {
+                let allow = HeaderValue::try_from(allow).expect("methods and commas make a header value");
+                headers.insert(header::ALLOW, allow);
+            }
+            Self::Unauthenticated { is_wrong, .. } => {
+                // RFC 6750, 3.
+                let challenge = if *is_wrong {
+                    "Bearer realm=\"gogate\", error=\"invalid_token\""
+                } else {
+                    "Bearer realm=\"gogate\""
+                };
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
+            }
+            Self::TooManyGuesses { seconds } => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from(*seconds));
+            }
+            Self::Unavailable(_) => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            _ => {}
         }
         answer
     }

@@ -16,6 +16,8 @@ use serde::Serialize;
 use super::{
     Context,
     answer::{Answer, Fields, INDEX, Incoming, Query, json, left, read_body},
+    audit::Subject,
+    auth::Caller,
     error::ApiError,
     grpc,
     once::Once,
@@ -80,21 +82,33 @@ struct HeartbeatJson {
 }
 
 /// `POST /v1/services`
-pub(super) async fn register(context: &Context, head: &Parts, body: Incoming) -> Result<Answer, ApiError> {
+pub(super) async fn register(
+    context: &Context,
+    caller: &Caller,
+    head: &Parts,
+    body: Incoming,
+) -> Result<Answer, ApiError> {
     let deadline = Query::new(head.uri.query(), &[])?.deadline()?;
     let body = read_body(body, BODY_MAX, deadline).await?;
     let once = Once::of(head, &body)?;
-    let command = Command::Register(registration(&body, once.as_ref())?);
+    let registration = registration(&body, once.as_ref())?;
+    caller.check_service(&registration.name)?;
+    check_owner(context, caller, &registration.id, left(deadline)).await?;
+    let command = Command::Register(registration);
     match context.cluster.propose(Once::command(once, command), left(deadline)).await? {
         Outcome::Registered { instance, created, expires_in_ms } => {
             let status = if created { StatusCode::CREATED } else { StatusCode::OK };
             let index = instance.epoch;
+            let subject = Subject(format!("{} of {}", instance.id, instance.name));
             if form(head) == Form::Grpc {
                 let instance = Some(grpc::instance(&instance, expires_in_ms));
-                return Ok(grpc::answer(&v1::RegisterReply { instance, created, index }));
+                let mut answer = grpc::answer(&v1::RegisterReply { instance, created, index });
+                answer.extensions_mut().insert(subject);
+                return Ok(answer);
             }
             let mut answer = json(status, &InstanceJson::new(&instance, expires_in_ms, Some(index)));
             answer.headers_mut().insert(INDEX, HeaderValue::from(index));
+            answer.extensions_mut().insert(subject);
             Ok(answer)
         }
         outcome => Err(unexpected(outcome)),
@@ -178,8 +192,14 @@ pub(super) async fn get(context: &Context, id: &str, query: Option<&str>) -> Res
 }
 
 /// `DELETE /v1/services/{id}`
-pub(super) async fn deregister(context: &Context, id: &str, head: &Parts) -> Result<Answer, ApiError> {
+pub(super) async fn deregister(
+    context: &Context,
+    caller: &Caller,
+    id: &str,
+    head: &Parts,
+) -> Result<Answer, ApiError> {
     let timeout = Query::new(head.uri.query(), &[])?.timeout()?;
+    check_owner(context, caller, id, timeout).await?;
     let command = Once::command(Once::of(head, &[])?, Command::Deregister { id: id.into() });
     match context.cluster.propose(command, timeout).await? {
         Outcome::Deregistered { index } if form(head) == Form::Grpc => {
@@ -196,7 +216,12 @@ pub(super) async fn deregister(context: &Context, id: &str, head: &Parts) -> Res
 }
 
 /// `PUT /v1/services/{id}/heartbeat`
-pub(super) async fn heartbeat(context: &Context, id: &str, head: &Parts) -> Result<Answer, ApiError> {
+pub(super) async fn heartbeat(
+    context: &Context,
+    caller: &Caller,
+    id: &str,
+    head: &Parts,
+) -> Result<Answer, ApiError> {
     let timeout = Query::new(head.uri.query(), &[])?.timeout()?;
     let look = || {
         context.cluster.read(|state| state.registry().get(id).cloned().map(|found| (found, state.index())))
@@ -209,6 +234,7 @@ pub(super) async fn heartbeat(context: &Context, id: &str, head: &Parts) -> Resu
             look().ok_or_else(|| unknown(id))?
         }
     };
+    caller.check_service(&instance.name)?;
     match context.heartbeats.take(&instance) {
         Taken::Noted => {}
         Taken::CutOff => {
@@ -228,6 +254,22 @@ pub(super) async fn heartbeat(context: &Context, id: &str, head: &Parts) -> Resu
 /// How a call is answered.
 pub(super) fn form(head: &Parts) -> Form {
     head.extensions.get().copied().unwrap_or_default()
+}
+
+/// Refuses a limited caller what would replace or remove an instance of somebody else's service. Between this look
+/// and the change another caller may give the id to another service; ids are to be their owner's.
+async fn check_owner(
+    context: &Context,
+    caller: &Caller,
+    id: &str,
+    timeout: Duration,
+) -> Result<(), ApiError> {
+    if !caller.is_limited() {
+        return Ok(());
+    }
+    context.cluster.linearizable(timeout).await?;
+    let found = context.cluster.read(|state| state.registry().get(id).cloned());
+    found.map_or(Ok(()), |instance| caller.check_service(&instance.name))
 }
 
 fn unknown(id: &str) -> ApiError {

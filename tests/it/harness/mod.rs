@@ -10,7 +10,7 @@ mod service;
 
 use std::time::{Duration, Instant};
 
-pub use client::{Connection, call, get, json};
+pub use client::{Connection, Response, call, get, json};
 pub use cluster::{Program, TestCluster, free_address, gogate, run};
 pub use events::{Event, Events};
 pub use service::TestService;
