@@ -20,7 +20,10 @@ use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::client::{self, Client};
+use crate::{
+    client::{self, Client},
+    config::certificates,
+};
 
 /// Where the admin API is unless told otherwise.
 const ADMIN_DEFAULT: &str = "http://127.0.0.1:7070";
@@ -51,6 +54,15 @@ struct Target {
     /// The admin API's token [env: GOGATE_TOKEN]
     #[arg(long, global = true, value_name = "TOKEN")]
     token: Option<String>,
+    /// The CA of the nodes' certificates, in PEM, for https:// addresses [env: GOGATE_CA]
+    #[arg(long, global = true, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// A certificate to show to the nodes, with --key [env: GOGATE_CERT]
+    #[arg(long, global = true, value_name = "FILE")]
+    cert: Option<PathBuf>,
+    /// The certificate's private key [env: GOGATE_KEY]
+    #[arg(long, global = true, value_name = "FILE")]
+    key: Option<PathBuf>,
     /// How answers are shown
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -175,7 +187,21 @@ impl Target {
     fn client(&self, environment: &Environment) -> Result<Client, CliError> {
         let admin = self.admin.as_ref().or_else(|| environment.get("GOGATE_ADMIN"));
         let token = self.token.as_ref().or_else(|| environment.get("GOGATE_TOKEN"));
-        Ok(Client::new(admin.map_or(ADMIN_DEFAULT, String::as_str).split(','), token.cloned())?)
+        let addresses = admin.map_or(ADMIN_DEFAULT, String::as_str).split(',');
+        let file = |own: &Option<PathBuf>, name: &str| {
+            own.clone().or_else(|| environment.get(name).map(PathBuf::from))
+        };
+        let (cert, key) = (file(&self.cert, "GOGATE_CERT"), file(&self.key, "GOGATE_KEY"));
+        let own = match (&cert, &key) {
+            (Some(cert), Some(key)) => Some((cert.as_path(), key.as_path())),
+            (None, None) => None,
+            _ => return Err(CliError::Usage("--cert and --key go together".into())),
+        };
+        let Some(ca) = file(&self.ca, "GOGATE_CA") else {
+            return Ok(Client::new(addresses, token.cloned())?);
+        };
+        let tls = certificates::client(&ca, own, &["http/1.1"]);
+        Ok(Client::with_tls(addresses, token.cloned(), tls.map_err(CliError::Failed)?)?)
     }
 }
 

@@ -30,7 +30,7 @@
 //! Invariants: a call that may have changed something is never sent twice, unless twice changes no more than
 //! once: the next node is tried only if this one did not get it, or said that nothing was written; what broke
 //! off in between is [`Error::Unknown`]. The node that answered last is asked first. Deliberately absent: a pool
-//! of connections, TLS, and anything that knows how a node works inside: this file and its folder use `config`
+//! of connections, a list of CAs, and anything that knows how a node works inside: this file and its folder use `config`
 //! for the spelling of addresses and durations, and nothing else of gogate. The command line uses this client.
 
 mod connection;
@@ -52,6 +52,7 @@ use http::{HeaderName, Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 pub use registration::{Instance, Registration};
 use serde::Deserialize;
+use tokio_rustls::{TlsConnector, rustls::ClientConfig};
 pub use watch::{Event, Watch};
 
 use self::connection::Connection;
@@ -69,11 +70,21 @@ const ANSWER_MAX: usize = 256 << 20;
 #[derive(Debug, Clone)]
 pub struct Client {
     nodes: Arc<[String]>,
-    token: Option<String>,
+    token: Option<Token>,
+    /// None: `http://`.
+    tls: Option<Tls>,
     answer_timeout: Duration,
     /// The place of the node that answered last, which is asked first.
     last: Arc<AtomicUsize>,
 }
+
+/// What a node knows the caller by; shown to nobody else.
+#[derive(Clone)]
+struct Token(String);
+
+/// Whom to believe, and what to show.
+#[derive(Clone)]
+struct Tls(TlsConnector);
 
 /// One call.
 #[derive(Debug, Clone)]
@@ -148,6 +159,18 @@ struct Problem {
     nodes: BTreeMap<String, String>,
 }
 
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tls(…)")
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
 // === impl Client ===
 
 impl Client {
@@ -160,21 +183,51 @@ impl Client {
         addresses: impl IntoIterator<Item = impl AsRef<str>>,
         token: Option<String>,
     ) -> Result<Self, Error> {
+        Self::with(addresses, token, None)
+    }
+
+    /// A client of the nodes at `addresses`, each `https://HOST:PORT`. `tls` says whose certificates are believed, and
+    /// may have one of its own instead of a token.
+    ///
+    /// # Errors
+    /// When an address cannot be used, or there is none.
+    pub fn with_tls(
+        addresses: impl IntoIterator<Item = impl AsRef<str>>,
+        token: Option<String>,
+        tls: Arc<ClientConfig>,
+    ) -> Result<Self, Error> {
+        Self::with(addresses, token, Some(Tls(TlsConnector::from(tls))))
+    }
+
+    fn with(
+        addresses: impl IntoIterator<Item = impl AsRef<str>>,
+        token: Option<String>,
+        tls: Option<Tls>,
+    ) -> Result<Self, Error> {
         let mut nodes = Vec::new();
         for address in addresses {
             let address = address.as_ref().trim();
             if address.is_empty() {
                 continue;
             }
-            if address.starts_with("https://") {
-                return Err(Error::Address(format!(
-                    "{address}: the admin API over TLS is not supported yet, use http://"
-                )));
-            }
-            let authority = address.strip_prefix("http://").unwrap_or(address).trim_end_matches('/');
+            let (authority, is_secure) = match address.strip_prefix("https://") {
+                Some(authority) => (authority, true),
+                None => (address.strip_prefix("http://").unwrap_or(address), false),
+            };
+            let authority = authority.trim_end_matches('/');
             if crate::config::reach(authority).is_err() {
                 return Err(Error::Address(format!(
                     "`{address}` is no address of an admin API: use http://HOST:PORT"
+                )));
+            }
+            if is_secure && tls.is_none() {
+                return Err(Error::Address(format!(
+                    "{address}: whose certificates are to be believed? There is no list of CAs here: name the file of the nodes' CA (the command line: --ca FILE, or GOGATE_CA)"
+                )));
+            }
+            if !is_secure && tls.is_some() {
+                return Err(Error::Address(format!(
+                    "{address}: with a CA every address begins with https://"
                 )));
             }
             nodes.push(authority.to_owned());
@@ -182,7 +235,8 @@ impl Client {
         if nodes.is_empty() {
             return Err(Error::Address("no node is named: use http://HOST:PORT".into()));
         }
-        Ok(Self { nodes: nodes.into(), token, answer_timeout: ANSWER_TIMEOUT, last: Arc::default() })
+        let token = token.map(Token);
+        Ok(Self { nodes: nodes.into(), token, tls, answer_timeout: ANSWER_TIMEOUT, last: Arc::default() })
     }
 
     /// The nodes that it talks to, each as `HOST:PORT`.
@@ -224,12 +278,15 @@ impl Client {
                     return Ok(reply);
                 }
                 Tried::BrokeOff(problem) if !call.repeatable => {
-                    return Err(Error::Unknown(format!("http://{node} got the call, but {problem}")));
+                    return Err(Error::Unknown(format!(
+                        "{}://{node} got the call, but {problem}",
+                        self.scheme()
+                    )));
                 }
                 Tried::NotSent(problem) | Tried::BrokeOff(problem) => failures.push((node, problem)),
             }
         }
-        refusal.ok_or_else(|| unreachable(&failures))
+        refusal.ok_or_else(|| self.unreachable(&failures))
     }
 
     /// Registers `instance`, and keeps it alive until the guard is closed or dropped.
@@ -255,7 +312,8 @@ impl Client {
     }
 
     async fn attempt(&self, node: &str, call: &Call) -> Tried {
-        let connected = tokio::time::timeout(self.answer_timeout, Connection::open(node)).await;
+        let connected =
+            tokio::time::timeout(self.answer_timeout, Connection::open(node, self.connector())).await;
         let mut connection = match connected {
             Ok(Ok(connection)) => connection,
             Ok(Err(problem)) => return Tried::NotSent(problem),
@@ -280,22 +338,32 @@ impl Client {
         }
     }
 
+    fn connector(&self) -> Option<&TlsConnector> {
+        self.tls.as_ref().map(|Tls(connector)| connector)
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
+    fn unreachable(&self, failures: &[(&String, String)]) -> Error {
+        let scheme = self.scheme();
+        let said = failures
+            .iter()
+            .map(|(node, problem)| format!("no gogate answers at {scheme}://{node}: {problem}"));
+        Error::Unreachable(said.collect::<Vec<_>>().join("\n"))
+    }
+
     fn request(&self, node: &str, call: &Call) -> http::Result<Request<Full<Bytes>>> {
         let mut request = Request::builder().method(&call.method).uri(&call.path).header(header::HOST, node);
         for (name, value) in &call.headers {
             request = request.header(name, value);
         }
-        if let Some(token) = &self.token {
+        if let Some(Token(token)) = &self.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         request.body(Full::new(call.body.clone()))
     }
-}
-
-fn unreachable(failures: &[(&String, String)]) -> Error {
-    let said =
-        failures.iter().map(|(node, problem)| format!("no gogate answers at http://{node}: {problem}"));
-    Error::Unreachable(said.collect::<Vec<_>>().join("\n"))
 }
 
 /// Percent-encodes all but what is unreserved (RFC 3986, section 2.3), for a part of a path or of a query.

@@ -30,13 +30,15 @@ use std::{
     time::Duration,
 };
 
-use gogate_cluster::{Cluster, ClusterConfig, StartError, Timers, state::State};
+use arc_swap::ArcSwap;
+use gogate_cluster::{Cluster, ClusterConfig, PeerTls, StartError, Timers, state::State};
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, watch},
     task::{self, JoinSet},
 };
+use tokio_rustls::rustls::ServerConfig;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -162,7 +164,7 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     let mut signals = Signals::new().map_err(NodeError::Process)?;
     let access_log = AccessLog::open(&config.log.access, config.log.json)
         .map_err(|error| NodeError::AccessLog { target: config.log.access.to_string(), error })?;
-    let (access, credentials) = credentials(&config)?;
+    let Credentials { access, admin_tls, peer_tls, files } = credentials(&config)?;
     let admin_listener = listen("admin.listen", config.admin_listen)?;
     let admin_address = admin_listener.local_addr().map_err(NodeError::Process)?;
     let admin_listener = TcpListener::from_std(admin_listener).map_err(NodeError::Process)?;
@@ -172,12 +174,12 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     // Served from here on: a node that waits for its peers is alive, and not ready.
     let context = Arc::new(OnceLock::new());
     let (stop, stopped) = watch::channel(false);
-    let mut admin = tokio::spawn(admin::serve(admin_listener, access, context.clone(), stopped));
+    let mut admin = tokio::spawn(admin::serve(admin_listener, access, admin_tls, context.clone(), stopped));
 
     let cluster_name =
         config.cluster.as_ref().map_or_else(|| config.name.clone(), |cluster| cluster.name.clone());
     let starting =
-        Cluster::start(cluster_config(&config, cluster_name.clone(), peer_listener, admin_address));
+        Cluster::start(cluster_config(&config, cluster_name.clone(), peer_listener, admin_address, peer_tls));
     let cluster = tokio::select! {
         started = starting => started?,
         () = signals.stop() => {
@@ -222,9 +224,9 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
             }
         });
     }
-    if !credentials.is_empty() {
+    if !files.is_empty() {
         let hangup = signal(SignalKind::hangup()).map_err(NodeError::Process)?;
-        tasks.spawn("credentials", credentials::keep(credentials, hangup));
+        tasks.spawn("credentials", credentials::keep(files, hangup));
     }
     if let Some(file) = config.gateway_file.clone() {
         let (cluster, name, hangup) = (cluster.clone(), config.name.clone(), signals.hangup.clone());
@@ -283,20 +285,41 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
     result
 }
 
-/// Who may call, and the files that say so.
-fn credentials(config: &NodeConfig) -> Result<(Arc<Access>, Vec<Watched>), NodeError> {
+/// Who may talk to this node, and the files that say so.
+struct Credentials {
+    access: Arc<Access>,
+    admin_tls: Option<Arc<ArcSwap<ServerConfig>>>,
+    peer_tls: Option<Arc<PeerTls>>,
+    files: Vec<Watched>,
+}
+
+/// Reads the files for the first time: what cannot be used then keeps the node from starting.
+fn credentials(config: &NodeConfig) -> Result<Credentials, NodeError> {
     let failed = |key| move |problem| NodeError::Credentials { key, problem };
     let mut files = Vec::new();
-    let access = match &config.admin_tokens_file {
-        None => Arc::new(Access::new(None, false)),
-        Some(file) => {
-            let tokens = credentials::read_tokens(file).map_err(failed("admin.tokens_file"))?;
-            let access = Arc::new(Access::new(Some(tokens), false));
-            files.push(Watched::tokens(file.clone(), access.clone()));
-            access
-        }
-    };
-    Ok((access, files))
+    let shows_certificates = config.admin_tls.as_ref().is_some_and(|tls| tls.ca.is_some());
+    let tokens = config.admin_tokens_file.as_ref().map(|file| credentials::read_tokens(file));
+    let tokens = tokens.transpose().map_err(failed("admin.tokens_file"))?;
+    let access = Arc::new(Access::new(tokens, shows_certificates));
+    if let Some(file) = &config.admin_tokens_file {
+        files.push(Watched::tokens(file.clone(), access.clone()));
+    }
+    let mut admin_tls = None;
+    if let Some(tls) = &config.admin_tls {
+        let server = credentials::read_admin_tls(tls).map_err(failed("admin.tls"))?;
+        let server = admin_tls.insert(Arc::new(ArcSwap::new(server)));
+        files.push(Watched::admin_tls(tls.clone(), server.clone()));
+    } else if config.admin_tokens_file.is_some() && !config.admin_listen.ip().to_canonical().is_loopback() {
+        warn!("admin.listen is not loopback and admin.tls is missing: tokens travel in the clear");
+    }
+    let mut peer_tls = None;
+    if let Some(tls) = &config.peer_tls {
+        let advertise = config.peer_advertise.clone();
+        let (client, server) = credentials::read_peer_tls(tls, &advertise).map_err(failed("peer.tls"))?;
+        let ends = peer_tls.insert(Arc::new(PeerTls::new(client, server)));
+        files.push(Watched::peer_tls(tls.clone(), advertise, ends.clone()));
+    }
+    Ok(Credentials { access, admin_tls, peer_tls, files })
 }
 
 fn listen(key: &'static str, address: SocketAddr) -> Result<std::net::TcpListener, NodeError> {
@@ -318,6 +341,7 @@ fn cluster_config(
     cluster_name: String,
     listener: std::net::TcpListener,
     admin: SocketAddr,
+    tls: Option<Arc<PeerTls>>,
 ) -> ClusterConfig {
     let cluster = config.cluster.as_ref();
     ClusterConfig {
@@ -330,7 +354,8 @@ fn cluster_config(
         listener,
         advertise: config.peer_advertise.clone(),
         admin: told_address(admin, &config.peer_advertise),
-        secret: config.peer_secret.clone().map(|secret| secret.0),
+        secret: config.peer_secret.clone().map(|secret| gogate_cluster::Secret(secret.0)),
+        tls,
         build: BUILD.to_owned(),
         timers: Timers::default(),
     }

@@ -55,7 +55,7 @@ use tokio::sync::watch;
 use tonic::{Code, Status};
 
 use crate::{
-    handle::StartError,
+    handle::{Secret, StartError},
     node::Node,
     raft::Links,
     state::NodeId,
@@ -86,7 +86,7 @@ pub(crate) struct Facts {
     pub(crate) learner: bool,
     pub(crate) advertise: String,
     pub(crate) admin: String,
-    pub(crate) secret: Option<String>,
+    pub(crate) secret: Option<Secret>,
 }
 
 /// Who this node is, for its peers.
@@ -143,7 +143,7 @@ impl Door {
     }
 
     pub(crate) fn secret(&self) -> Option<&str> {
-        self.facts.secret.as_deref()
+        self.facts.secret.as_ref().map(|secret| secret.0.as_str())
     }
 
     pub(crate) fn identity(&self) -> Arc<Whoami> {
@@ -639,7 +639,7 @@ mod tests {
             admin: String::new(),
             secret: None,
         };
-        Door::new(facts, Links::new(None).unwrap(), dir)
+        Door::new(facts, Links::new(None, None, "b:1").unwrap(), dir)
     }
 
     fn adoption(uuid: &str, own: u64) -> v1::AdoptRequest {

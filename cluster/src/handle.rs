@@ -25,6 +25,7 @@ use crate::{
     state::{Change, ChangeKind, Command, Fate, Heartbeat, NodeId, Outcome, PART_BYTES, State},
     status::{self, Member, MemberReport, Status},
     storage::{DataDir, Owner, StorageError},
+    tls::PeerTls,
 };
 
 /// What a node needs to take part.
@@ -49,13 +50,19 @@ pub struct ClusterConfig {
     pub advertise: String,
     /// `host:port` of its admin API, told to whoever asks for the cluster's status.
     pub admin: String,
-    /// Shared by all nodes; none: every peer is believed.
-    pub secret: Option<String>,
+    /// Shared by all nodes; none: every peer is believed that `tls` lets in.
+    pub secret: Option<Secret>,
+    /// The peers' certificates; none: they speak without TLS.
+    pub tls: Option<Arc<PeerTls>>,
     /// Told by `Status`.
     pub build: String,
     /// Timers; the defaults are the design's.
     pub timers: Timers,
 }
+
+/// Text that is shown to nobody.
+#[derive(Clone)]
+pub struct Secret(pub String);
 
 /// Every timer of the group, so that a test may have others.
 #[derive(Debug, Clone)]
@@ -160,6 +167,12 @@ pub struct Changes {
 /// How long the calls of peers may go on after the end was announced.
 const SERVER_GRACE: Duration = Duration::from_millis(500);
 
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Secret(…)")
+    }
+}
+
 // === impl Timers ===
 
 impl Default for Timers {
@@ -194,7 +207,8 @@ impl Cluster {
             ..
         } = config;
         let refused = |problem| StartError::Bootstrap { cluster: cluster_name.clone(), problem };
-        let links = Links::new(config.secret.as_deref()).map_err(refused)?;
+        let secret = config.secret.as_ref().map(|secret| secret.0.as_str());
+        let links = Links::new(secret, config.tls.clone(), &advertise).map_err(refused)?;
         let dir = open_dir(&data_dir, &cluster_name, &name, learner).await?;
         if dir.identity.learner != learner {
             let role = bootstrap::role(dir.identity.learner);
@@ -212,9 +226,9 @@ impl Cluster {
         let (stop, stopping) = watch::channel(false);
         let mut tasks = Tasks::new();
         let served = door.clone();
-        let server_stop = stopping.clone();
+        let (server_stop, tls) = (stopping.clone(), config.tls);
         tasks.spawn(async move {
-            if let Err(error) = raft::serve(listener, served, server_stop).await {
+            if let Err(error) = raft::serve(listener, tls, served, server_stop).await {
                 tracing::error!(error, "the peers are not served any more");
             }
         });

@@ -27,11 +27,13 @@ mod node;
 mod raft;
 mod reads;
 mod status;
+mod tls;
 
 pub use backup::Backup;
 pub use batch::COMMAND_BYTES_MAX;
 pub use figures::{BUCKETS, DurationTotals, Figures};
-pub use handle::{Changes, Cluster, ClusterConfig, ProposeError, ReadError, StartError, Timers};
+pub use handle::{Changes, Cluster, ClusterConfig, ProposeError, ReadError, Secret, StartError, Timers};
 pub use manage::ManageError;
 pub use raft::{Survivor, recover, survivor};
 pub use status::{Member, MemberReport, Status};
+pub use tls::{PeerTls, certificate_is_for};

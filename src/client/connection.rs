@@ -12,7 +12,11 @@ use hyper::{
     client::conn::http1::{self, SendRequest},
 };
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 
 use super::CONNECT_TIMEOUT;
 
@@ -27,12 +31,23 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects to `node`, a `HOST:PORT`.
-    pub(super) async fn open(node: &str) -> Result<Self, String> {
+    pub(super) async fn open(node: &str, tls: Option<&TlsConnector>) -> Result<Self, String> {
         let stream = match tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(node)).await {
             Ok(connected) => connected.map_err(|error| error.to_string())?,
             Err(_) => return Err("no connection in time".into()),
         };
         let _ = stream.set_nodelay(true);
+        let Some(tls) = tls else { return Self::over(stream).await };
+        let host = node.rsplit_once(':').map_or(node, |(host, _)| host).trim_matches(['[', ']']);
+        let name = ServerName::try_from(host.to_owned()).map_err(|error| error.to_string())?;
+        match tokio::time::timeout(CONNECT_TIMEOUT, tls.connect(name, stream)).await {
+            Ok(Ok(stream)) => Self::over(stream).await,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err("no TLS in time".into()),
+        }
+    }
+
+    async fn over(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Self, String> {
         let shaken = http1::handshake(TokioIo::new(stream)).await;
         let (sender, connection) = shaken.map_err(|error| error.to_string())?;
         let driver = Box::pin(async move {

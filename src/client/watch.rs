@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::{ANSWER_MAX, Call, Client, Error, Instance, Reply, connection::Connection, encode, unreachable};
+use super::{ANSWER_MAX, Call, Client, Error, Instance, Reply, connection::Connection, encode};
 
 /// More than a node lets pass between two signs of life.
 const SILENCE: Duration = Duration::from_secs(45);
@@ -200,7 +200,7 @@ impl Watch {
             }
             self.place += 1;
         }
-        Err(unreachable(&failures))
+        Err(self.client.unreachable(&failures))
     }
 
     async fn open(&self, node: &str) -> Result<Stream, Closed> {
@@ -211,7 +211,7 @@ impl Watch {
         let request = self.client.request(node, &call);
         let request = request.map_err(|error| Closed::Never(Error::Address(error.to_string())))?;
         let opened = async {
-            let mut connection = Connection::open(node).await?;
+            let mut connection = Connection::open(node, self.client.connector()).await?;
             let response = connection.send(request).await?;
             Ok::<_, String>((connection, response))
         };

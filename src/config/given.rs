@@ -41,7 +41,8 @@ pub(super) const PATHS: &[&str] = &[
 ];
 
 /// Variables that the command line reads itself.
-const COMMAND_LINE_VARIABLES: &[&str] = &["GOGATE_ADMIN", "GOGATE_TOKEN", "GOGATE_CONFIG"];
+const COMMAND_LINE_VARIABLES: &[&str] =
+    &["GOGATE_ADMIN", "GOGATE_TOKEN", "GOGATE_CA", "GOGATE_CERT", "GOGATE_KEY", "GOGATE_CONFIG"];
 
 /// What variables and flags set, in the order in which later ones win.
 #[derive(Default)]

@@ -4,6 +4,7 @@
 //! reads it, `document` is the checked form) and the tokens file (`tokens`). `yaml` and `field` read both, `problem` is what they say.
 //! Nothing outside this folder and `main.rs` reads the environment, and here it is passed in.
 
+pub mod certificates;
 pub mod check;
 pub mod document;
 pub mod jose;

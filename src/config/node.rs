@@ -20,12 +20,16 @@ pub struct NodeConfig {
     pub admin_listen: SocketAddr,
     /// Who may call it; none: whoever reaches it (loopback only, unless `insecure`).
     pub admin_tokens_file: Option<PathBuf>,
+    /// What it is served with; none: without TLS.
+    pub admin_tls: Option<TlsFiles>,
     /// Where other nodes reach this one's gRPC service from, and where it listens.
     pub peer_listen: SocketAddr,
     /// `host:port` told to the other nodes; the listen address unless set.
     pub peer_advertise: String,
     /// The shared secret's content; none: peers are believed (loopback only, unless `insecure`).
     pub peer_secret: Option<Secret>,
+    /// What the peers prove to each other; none: they speak without TLS. It has a CA.
+    pub peer_tls: Option<TlsFiles>,
     /// The group to be part of; none: a cluster of one.
     pub cluster: Option<ClusterConfig>,
     /// Listener name → the address to open instead of the document's.
@@ -42,6 +46,17 @@ pub struct NodeConfig {
     pub log: LogConfig,
     /// Whether addresses beyond loopback may do without credentials.
     pub insecure: bool,
+}
+
+/// Files in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// This node's certificate, and those between it and the CA.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The CA of those who show a certificate to this node.
+    pub ca: Option<PathBuf>,
 }
 
 /// The group to be part of.

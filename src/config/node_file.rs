@@ -17,7 +17,7 @@ use super::{
     document::Secret,
     field::{Field, Keys, Section, is_null},
     given::{Given, child, map},
-    node::{AccessTarget, ClusterConfig, LogConfig, NodeConfig, Role},
+    node::{AccessTarget, ClusterConfig, LogConfig, NodeConfig, Role, TlsFiles},
     problem::{Place, Problem, Report, nearest, shown},
     yaml::{self, Node, Value},
 };
@@ -27,8 +27,10 @@ pub(super) const TOP: Keys = Keys {
     later: &["telemetry"],
 };
 const NODE: Keys = Keys { known: &["name", "data_dir", "workers"], later: &[] };
-const ADMIN: Keys = Keys { known: &["listen", "tokens_file"], later: &["tls"] };
-const PEER: Keys = Keys { known: &["listen", "advertise", "secret_file"], later: &["tls"] };
+const ADMIN: Keys = Keys { known: &["listen", "tokens_file", "tls"], later: &[] };
+const ADMIN_TLS: Keys = Keys { known: &["cert", "key", "client_ca"], later: &[] };
+const PEER: Keys = Keys { known: &["listen", "advertise", "secret_file", "tls"], later: &[] };
+const PEER_TLS: Keys = Keys { known: &["cert", "key", "ca"], later: &[] };
 const CLUSTER: Keys = Keys { known: &["name", "expect", "peers", "role", "join"], later: &[] };
 const GATEWAY: Keys = Keys { known: &["file", "watch"], later: &[] };
 const DRAIN: Keys = Keys { known: &["wait", "deadline"], later: &[] };
@@ -121,9 +123,11 @@ struct NodeFile {
     workers: usize,
     admin_listen: Option<SocketAddr>,
     admin_tokens_file: Option<PathBuf>,
+    admin_tls: Option<TlsFiles>,
     peer_listen: Option<SocketAddr>,
     peer_advertise: Option<String>,
     peer_secret_file: Option<PathBuf>,
+    peer_tls: Option<TlsFiles>,
     cluster: Option<ClusterFile>,
     bind: BTreeMap<String, SocketAddr>,
     gateway_file: Option<PathBuf>,
@@ -173,9 +177,11 @@ fn read<'a>(root: &'a Node, report: &'a Report) -> Option<(NodeFile, Sections<'a
         workers: usize::try_from(workers).unwrap_or(0),
         admin_listen: get("admin", "listen").and_then(listen),
         admin_tokens_file: get("admin", "tokens_file").and_then(path),
+        admin_tls: get("admin", "tls").and_then(|field| tls(field, ADMIN_TLS, "client_ca", false)),
         peer_listen: get("peer", "listen").and_then(listen),
         peer_advertise: get("peer", "advertise").and_then(reach),
         peer_secret_file: get("peer", "secret_file").and_then(path),
+        peer_tls: get("peer", "tls").and_then(|field| tls(field, PEER_TLS, "ca", true)),
         cluster: sections.get("cluster").map(cluster),
         bind: top.get("bind").map(bind).unwrap_or_default(),
         gateway_file: get("gateway", "file").and_then(path),
@@ -202,6 +208,21 @@ fn path(field: &Field<'_>) -> Option<PathBuf> {
         return None;
     }
     Some(PathBuf::from(text))
+}
+
+/// Files that belong together; none if all keys of it were left empty.
+fn tls(field: &Field<'_>, keys: Keys, ca: &str, needs_ca: bool) -> Option<TlsFiles> {
+    let section = field.section(keys)?;
+    if keys.known.iter().all(|key| section.get(key).is_none()) {
+        return None;
+    }
+    let file = |key: &str| section.get(key).and_then(path);
+    for key in keys.known.iter().filter(|key| needs_ca || **key != ca) {
+        if section.get(key).is_none() {
+            field.problem(format!("`{key}` is missing"), Some(format!("add {key}: a file in PEM")));
+        }
+    }
+    Some(TlsFiles { cert: file("cert")?, key: file("key")?, ca: file(ca) })
 }
 
 fn accept<T>(field: &Field<'_>, result: Result<T, address::Refusal>) -> Option<T> {
@@ -327,14 +348,15 @@ fn resolve(
         },
         None => None,
     };
-    if !insecure && !is_loopback(admin_listen) && file.admin_tokens_file.is_none() {
+    if !insecure && !is_loopback(admin_listen) && !asks_who_calls(&file) {
         let problem = format!("{admin_listen} is not loopback, and `admin.tokens_file` is missing");
-        let suggestion = "add admin.tokens_file: `gogate token new` makes its entries, or pass --insecure";
+        let suggestion = "add admin.tokens_file (`gogate token new` makes its entries) or admin.tls with client_ca, or pass --insecure";
         at("admin", "listen", problem, suggestion);
     }
-    if !insecure && !is_loopback(peer_listen) && file.peer_secret_file.is_none() {
+    if !insecure && !is_loopback(peer_listen) && file.peer_secret_file.is_none() && file.peer_tls.is_none() {
         let problem = format!("{peer_listen} is not loopback, and `peer.secret_file` is missing");
-        let suggestion = "add peer.secret_file: a file with the same secret on all nodes, or pass --insecure";
+        let suggestion =
+            "add peer.secret_file (a file with the same secret on all nodes) or peer.tls, or pass --insecure";
         at("peer", "listen", problem, suggestion);
     }
     if file.cluster.is_some() && file.peer_advertise.is_none() && peer_listen.ip().is_unspecified() {
@@ -356,6 +378,8 @@ fn resolve(
         workers: if file.workers == 0 { cores() } else { file.workers },
         admin_listen,
         admin_tokens_file: file.admin_tokens_file,
+        admin_tls: file.admin_tls,
+        peer_tls: file.peer_tls,
         peer_listen,
         peer_advertise,
         peer_secret,
@@ -372,6 +396,10 @@ fn resolve(
         },
         insecure,
     })
+}
+
+fn asks_who_calls(file: &NodeFile) -> bool {
+    file.admin_tokens_file.is_some() || file.admin_tls.as_ref().is_some_and(|tls| tls.ca.is_some())
 }
 
 type Refusal = (&'static str, String, &'static str);

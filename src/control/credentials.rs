@@ -12,12 +12,17 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
+use gogate_cluster::{PeerTls, certificate_is_for};
 use tokio::signal::unix::Signal;
+use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 use tracing::{error, info, warn};
 
 use super::admin::auth::Access;
 use crate::config::{
     self,
+    certificates::{self, Clients},
+    node::TlsFiles,
     tokens::{self, Credential},
 };
 
@@ -52,6 +57,36 @@ pub fn read_tokens(file: &Path) -> Result<Vec<Credential>, String> {
     let shown = file.display().to_string();
     let lines: Vec<String> = problems.iter().map(|problem| problem.in_file(&shown)).collect();
     Err(lines.join("\n"))
+}
+
+/// What the admin API is served with. Whoever shows a certificate has to show one of the CA; whether one is needed
+/// depends on the call.
+///
+/// # Errors
+/// What is wrong with the files.
+pub fn read_admin_tls(files: &TlsFiles) -> Result<Arc<ServerConfig>, String> {
+    warn_of_permissions(&files.key);
+    let clients = files.ca.as_deref().map_or(Clients::Unasked, Clients::Asked);
+    certificates::server(&files.cert, &files.key, clients, &["h2", "http/1.1"])
+}
+
+/// Both ends of connections between peers; `advertise` is by which this node is reached.
+///
+/// # Errors
+/// What is wrong with the files, also that the certificate is for another host.
+pub fn read_peer_tls(
+    files: &TlsFiles,
+    advertise: &str,
+) -> Result<(Arc<ClientConfig>, Arc<ServerConfig>), String> {
+    warn_of_permissions(&files.key);
+    let TlsFiles { cert, key, ca } = files;
+    let ca = ca.as_deref().ok_or("`ca` is missing")?;
+    if let Some(certificate) = certificates::read(cert)?.first() {
+        let fits = certificate_is_for(certificate, advertise);
+        fits.map_err(|problem| format!("{}: {problem}, which peer.advertise has", cert.display()))?;
+    }
+    let client = certificates::client(ca, Some((cert, key)), &["h2"])?;
+    Ok((client, certificates::server(cert, key, Clients::Required(ca), &["h2"])?))
 }
 
 /// Whoever may write such a file may do everything, and whoever may read it is closer to that than need be.
@@ -110,6 +145,23 @@ impl Watched {
         })
     }
 
+    /// What the admin API is served with.
+    pub fn admin_tls(files: TlsFiles, server: Arc<ArcSwap<ServerConfig>>) -> Self {
+        Self::new("admin.tls", paths(&files), move || {
+            server.store(read_admin_tls(&files)?);
+            Ok(())
+        })
+    }
+
+    /// What peers prove to each other.
+    pub fn peer_tls(files: TlsFiles, advertise: String, ends: Arc<PeerTls>) -> Self {
+        Self::new("peer.tls", paths(&files), move || {
+            let (client, server) = read_peer_tls(&files, &advertise)?;
+            ends.replace(client, server);
+            Ok(())
+        })
+    }
+
     fn look(&mut self, is_told: bool) {
         let now: Vec<Option<Stamp>> = self.files.iter().map(|file| stamp(file)).collect();
         if now == self.seen && !is_told {
@@ -126,6 +178,10 @@ impl Watched {
             }
         }
     }
+}
+
+fn paths(files: &TlsFiles) -> Vec<PathBuf> {
+    [&files.cert, &files.key].into_iter().chain(&files.ca).cloned().collect()
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {

@@ -281,6 +281,7 @@ async fn a_node_that_gets_a_snapshot_tells_its_watchers_to_look_again_and_goes_o
             advertise: advertise.clone(),
             admin: String::new(),
             secret: None,
+            tls: None,
             build: "test".to_owned(),
             timers: Timers { snapshot_entries: Some(40), ..Timers::default() },
         })

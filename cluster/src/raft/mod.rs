@@ -11,6 +11,7 @@ mod network;
 mod recovery;
 mod server;
 mod state_machine;
+mod stream;
 #[cfg(test)]
 mod suite;
 

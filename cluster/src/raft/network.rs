@@ -1,7 +1,7 @@
 //! The way to the peers: one channel each, connected when it is first used and again when it broke.
 //!
 //! Job: carries the library's calls, and hands out [`Link`]s for all others. Invariants: every call says who
-//! is meant (cluster, id, incarnation) and proves the secret; nothing is retried here. Neighbours: `server`
+//! is meant (cluster, id, incarnation), proves the secret, and with TLS says who calls; nothing is retried here. Neighbours: `server`
 //! is the other end.
 
 use std::{
@@ -32,16 +32,21 @@ use tonic::{
 
 use super::{
     TypeConfig, convert,
-    server::{MESSAGE_BYTES_MAX, META_CLUSTER, META_INCARNATION, META_SECRET, META_TARGET},
+    server::{MESSAGE_BYTES_MAX, META_CLUSTER, META_FROM, META_INCARNATION, META_SECRET, META_TARGET},
+    stream::Connector,
 };
 use crate::{
     forward::never_sent,
     state::NodeId,
     storage::codec::{self, NodeRecord},
+    tls::PeerTls,
 };
 
 /// A peer that does not complete a TCP handshake in this time is taken as gone for now.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// The same where TLS adds two round trips and the work of signatures, on a busy machine.
+const TLS_CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A connection without an answer to its pings for this long is given up.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
@@ -62,13 +67,16 @@ pub(crate) struct Links {
 
 struct Shared {
     secret: Option<AsciiMetadataValue>,
+    /// By which this node is reached, for whom its certificate has to be; none without TLS.
+    from: Option<AsciiMetadataValue>,
+    tls: Option<Arc<PeerTls>>,
     /// Empty until this node is part of a cluster.
     cluster: RwLock<Option<AsciiMetadataValue>>,
     channels: Mutex<BTreeMap<String, Channel>>,
     /// The term in which this node campaigns because the leader asked it to; 0: none.
     transfer_term: AtomicU64,
     /// What peers refused, so that each kind is logged once.
-    refusals: Mutex<BTreeSet<String>>,
+    refusals: Arc<Mutex<BTreeSet<String>>>,
 }
 
 /// The way to one peer. Cheap to make.
@@ -92,8 +100,13 @@ struct Target {
 // === impl Links ===
 
 impl Links {
-    /// The secret must be printable ASCII.
-    pub(crate) fn new(secret: Option<&str>) -> Result<Self, String> {
+    /// The secret must be printable ASCII. `advertise` is by which this node is reached.
+    pub(crate) fn new(
+        secret: Option<&str>,
+        tls: Option<Arc<PeerTls>>,
+        advertise: &str,
+    ) -> Result<Self, String> {
+        let from = AsciiMetadataValue::try_from(advertise).ok().filter(|_| tls.is_some());
         let secret = match secret {
             None => None,
             Some(secret) => Some(
@@ -103,10 +116,12 @@ impl Links {
         };
         let shared = Shared {
             secret,
+            from,
+            tls,
             cluster: RwLock::default(),
             channels: Mutex::default(),
             transfer_term: AtomicU64::new(0),
-            refusals: Mutex::default(),
+            refusals: Arc::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -144,12 +159,23 @@ impl Links {
         let channel = match channels.get(address) {
             Some(channel) => channel.clone(),
             None => {
-                let channel = connect_lazily(address);
+                let channel = self.connect_lazily(address);
                 channels.insert(address.to_owned(), channel.clone());
                 channel
             }
         };
         Link { channel, address: address.to_owned(), shared: self.shared.clone(), target }
+    }
+
+    fn connect_lazily(&self, address: &str) -> Channel {
+        let endpoint = endpoint(address);
+        match &self.shared.tls {
+            None => endpoint.connect_lazy(),
+            Some(tls) => {
+                let connector = Connector::new(address, tls.clone(), &self.shared.refusals);
+                endpoint.connect_timeout(TLS_CONNECT_TIMEOUT).connect_with_connector_lazy(connector)
+            }
+        }
     }
 
     /// Drops all connections.
@@ -158,7 +184,7 @@ impl Links {
     }
 }
 
-fn connect_lazily(address: &str) -> Channel {
+fn endpoint(address: &str) -> Endpoint {
     // An address that is no address fails like one where nobody listens; the configuration was checked before.
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .unwrap_or_else(|_| Endpoint::from_static("http://0.0.0.0:0"));
@@ -170,7 +196,6 @@ fn connect_lazily(address: &str) -> Channel {
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES)
-        .connect_lazy()
 }
 
 impl RaftNetworkFactory<TypeConfig> for Links {
@@ -226,6 +251,9 @@ impl Link {
         let metadata = request.metadata_mut();
         if let Some(secret) = &self.shared.secret {
             metadata.insert(META_SECRET, secret.clone());
+        }
+        if let Some(from) = &self.shared.from {
+            metadata.insert(META_FROM, from.clone());
         }
         if let Some(target) = &self.target {
             metadata.insert(META_TARGET, target.id_value.clone());

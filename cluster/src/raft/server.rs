@@ -7,24 +7,22 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::TcpListener,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
+use futures_util::stream;
 use gogate_proto::v1::{
     self,
     peer_server::{Peer, PeerServer},
 };
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
-use tokio::sync::{Semaphore, watch};
-use tonic::{
-    Request, Response, Status,
-    metadata::MetadataMap,
-    transport::{Server, server::TcpIncoming},
-};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tonic::{Request, Response, Status, transport::Server};
 
-use super::{Core, convert};
+use super::{Core, convert, stream::Shown};
 use crate::{
     activation,
     bootstrap::Door,
@@ -32,12 +30,15 @@ use crate::{
     node::Node,
     state::{Command, Heartbeat},
     storage::codec,
+    tls::PeerTls,
 };
 
 pub(super) const META_SECRET: &str = "gogate-secret";
 pub(super) const META_CLUSTER: &str = "gogate-cluster";
 pub(super) const META_TARGET: &str = "gogate-target";
 pub(super) const META_INCARNATION: &str = "gogate-incarnation";
+/// By which the caller is reached; its certificate has to be for that.
+pub(super) const META_FROM: &str = "gogate-from";
 
 /// The largest message: a full batch of the largest commands with its frame.
 pub(super) const MESSAGE_BYTES_MAX: usize = 16 << 20;
@@ -55,6 +56,9 @@ const PROPOSALS_MAX: usize = 64;
 /// Heartbeats of one call.
 const HEARTBEATS_MAX: usize = 200_000;
 
+/// Connections that were made and not looked at yet.
+const ACCEPTED_MAX: usize = 16;
+
 /// The longest that a call may ask to wait.
 const TIMEOUT_MAX: Duration = Duration::from_secs(120);
 
@@ -62,6 +66,8 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(120);
 #[derive(Clone)]
 pub(crate) struct Service {
     door: Arc<Door>,
+    /// Whether callers show certificates.
+    has_tls: bool,
     appends: Arc<Semaphore>,
     proposals: Arc<Semaphore>,
     refused: Arc<Mutex<BTreeSet<String>>>,
@@ -70,14 +76,20 @@ pub(crate) struct Service {
 /// Serves `listener` until `stop` turns true. Calls that wait then are dropped.
 pub(crate) async fn serve(
     listener: TcpListener,
+    tls: Option<Arc<PeerTls>>,
     door: Arc<Door>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), String> {
     listener.set_nonblocking(true).map_err(|error| error.to_string())?;
     let listener = tokio::net::TcpListener::from_std(listener).map_err(|error| error.to_string())?;
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let (ready, mut accepted) = mpsc::channel(ACCEPTED_MAX);
+    let incoming = stream::poll_fn(move |context| {
+        accepted.poll_recv(context).map(|stream| stream.map(Ok::<_, io::Error>))
+    });
+    let accepting = super::stream::accept(listener, tls.clone(), ready);
     let service = Service {
         door,
+        has_tls: tls.is_some(),
         appends: Arc::new(Semaphore::new(APPENDS_MAX)),
         proposals: Arc::new(Semaphore::new(PROPOSALS_MAX)),
         refused: Arc::default(),
@@ -85,23 +97,38 @@ pub(crate) async fn serve(
     let service = PeerServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    Server::builder()
+    let serving = Server::builder()
         .concurrency_limit_per_connection(CALLS_PER_CONNECTION)
         .initial_stream_window_size(Some(super::network::WINDOW_BYTES))
         .initial_connection_window_size(Some(super::network::WINDOW_BYTES))
         .add_service(service)
         .serve_with_incoming_shutdown(incoming, async move {
             let _ = stop.wait_for(|stop| *stop).await;
-        })
-        .await
-        .map_err(|error| error.to_string())
+        });
+    tokio::select! {
+        served = serving => served.map_err(|error| error.to_string()),
+        never = accepting => match never {},
+    }
 }
 
 // === impl Service ===
 
 impl Service {
     /// Whether the caller may speak at all.
-    fn check_secret(&self, metadata: &MetadataMap) -> Result<(), Status> {
+    fn check_caller<T>(&self, request: &Request<T>) -> Result<(), Status> {
+        let metadata = request.metadata();
+        if self.has_tls {
+            let from = metadata.get(META_FROM).and_then(|value| value.to_str().ok()).unwrap_or_default();
+            let shown = request.extensions().get::<Shown>();
+            let shown =
+                shown.map_or_else(|| Err("there is no certificate".to_owned()), |shown| shown.is_for(from));
+            if let Err(problem) = shown {
+                return Err(self.refuse(Status::unauthenticated(format!(
+                    "node `{}` does not let a peer in that says it is reached at `{from}`: {problem}: give each node a certificate for the host of its `peer.advertise`",
+                    self.door.name()
+                ))));
+            }
+        }
         let Some(secret) = self.door.secret() else { return Ok(()) };
         let given = metadata.get(META_SECRET).map(|value| value.as_encoded_bytes());
         if given.is_some_and(|given| equal_in_constant_time(given, secret.as_bytes())) {
@@ -115,8 +142,9 @@ impl Service {
     }
 
     /// The node that runs here, if it is the one that is meant.
-    fn check(&self, metadata: &MetadataMap) -> Result<Arc<Node>, Status> {
-        self.check_secret(metadata)?;
+    fn check<T>(&self, request: &Request<T>) -> Result<Arc<Node>, Status> {
+        self.check_caller(request)?;
+        let metadata = request.metadata();
         let identity = self.door.identity();
         let text = |name| metadata.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
         let number = |name| text(name).parse::<u64>().unwrap_or_default();
@@ -176,7 +204,7 @@ impl Peer for Service {
         &self,
         request: Request<v1::AppendRequest>,
     ) -> Result<Response<v1::AppendReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         let message = request.into_inner();
         let vote = convert::message_vote(&message.vote.ok_or_else(|| missing("vote"))?);
         // Noted before the disk has it: a slow disk here is no reason to depose whoever sent this.
@@ -218,7 +246,7 @@ impl Peer for Service {
     }
 
     async fn vote(&self, request: Request<v1::VoteRequest>) -> Result<Response<v1::VoteReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         let message = request.into_inner();
         let request = VoteRequest {
             vote: convert::message_vote(&message.vote.ok_or_else(|| missing("vote"))?),
@@ -242,7 +270,7 @@ impl Peer for Service {
         &self,
         request: Request<v1::SnapshotChunk>,
     ) -> Result<Response<v1::SnapshotReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         let message = request.into_inner();
         let record = codec::decode("a snapshot's description", &message.meta)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
@@ -264,7 +292,7 @@ impl Peer for Service {
         &self,
         request: Request<v1::VoteRequest>,
     ) -> Result<Response<v1::PreVoteReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         let message = request.into_inner();
         let candidate = message.vote.map_or(0, |vote| vote.node);
         let refusal =
@@ -279,7 +307,7 @@ impl Peer for Service {
         &self,
         request: Request<v1::ProposeRequest>,
     ) -> Result<Response<v1::ProposeReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         let message = request.into_inner();
         let _permit = self
             .proposals
@@ -310,7 +338,7 @@ impl Peer for Service {
         &self,
         request: Request<v1::ReadIndexRequest>,
     ) -> Result<Response<v1::ReadIndexReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         let index = node.core.read_index().await.map_err(Status::failed_precondition)?;
         Ok(Response::new(v1::ReadIndexReply { index }))
     }
@@ -319,7 +347,7 @@ impl Peer for Service {
         &self,
         request: Request<v1::HeartbeatsRequest>,
     ) -> Result<Response<v1::HeartbeatsReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         let message = request.into_inner();
         if message.heartbeats.len() > HEARTBEATS_MAX {
             return Err(Status::resource_exhausted(format!(
@@ -339,38 +367,48 @@ impl Peer for Service {
         &self,
         request: Request<v1::IdentifyRequest>,
     ) -> Result<Response<v1::IdentifyReply>, Status> {
-        self.check_secret(request.metadata())?;
+        self.check_caller(&request)?;
         Ok(Response::new(self.door.identify().await?))
     }
 
     async fn adopt(&self, request: Request<v1::AdoptRequest>) -> Result<Response<v1::AdoptReply>, Status> {
-        self.check_secret(request.metadata())?;
+        self.check_caller(&request)?;
         let reason = self.door.adopt(request.into_inner()).await.err();
         Ok(Response::new(v1::AdoptReply { adopted: reason.is_none(), reason: reason.unwrap_or_default() }))
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinReply>, Status> {
-        self.check_secret(request.metadata())?;
+        self.check_caller(&request)?;
         let Some(node) = self.door.node() else {
             return Err(Status::unavailable(format!(
                 "node `{}` is not part of a cluster yet",
                 self.door.name()
             )));
         };
-        Ok(Response::new(node.members.join(request.into_inner()).await))
+        let from = request.metadata().get(META_FROM).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let message = request.into_inner();
+        // A member passes on what another one asked for; that one was looked at there.
+        if self.has_tls && !message.passed_on && from.as_deref() != Some(message.peer.as_str()) {
+            return Err(self.refuse(Status::permission_denied(format!(
+                "node `{}` lets nobody join as `{}` who is not reached there",
+                self.door.name(),
+                message.peer
+            ))));
+        }
+        Ok(Response::new(node.members.join(message).await))
     }
 
     async fn take_snapshot(
         &self,
         request: Request<v1::TakeSnapshotRequest>,
     ) -> Result<Response<v1::TakeSnapshotReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         let index = node.core.snapshot().await.map_err(Status::unavailable)?;
         Ok(Response::new(v1::TakeSnapshotReply { index }))
     }
 
     async fn invite(&self, request: Request<v1::InviteRequest>) -> Result<Response<v1::InviteReply>, Status> {
-        self.check_secret(request.metadata())?;
+        self.check_caller(&request)?;
         let refused = self.door.invite(request.into_inner()).err();
         Ok(Response::new(v1::InviteReply { refused: refused.unwrap_or_default() }))
     }
@@ -379,7 +417,7 @@ impl Peer for Service {
         &self,
         request: Request<v1::CampaignRequest>,
     ) -> Result<Response<v1::CampaignReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         let message = request.into_inner();
         let last_log = message.last_log.as_ref().map(convert::message_position);
         let refused = node.election.campaign_for(message.term, last_log).await.err();
@@ -387,12 +425,12 @@ impl Peer for Service {
     }
 
     async fn manage(&self, request: Request<v1::ManageRequest>) -> Result<Response<v1::ManageReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         Ok(Response::new(crate::manage::answer(&node, request.into_inner()).await))
     }
 
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         Ok(Response::new(node.status_reply()))
     }
 
@@ -400,7 +438,7 @@ impl Peer for Service {
         &self,
         request: Request<v1::ReadinessRequest>,
     ) -> Result<Response<v1::ReadinessReply>, Status> {
-        let node = self.check(request.metadata())?;
+        let node = self.check(&request)?;
         let v1::ReadinessRequest { version, wait_ms } = request.into_inner();
         let said = node.readiness.of(version, activation::wait(wait_ms)).await;
         let ready = matches!(said, Some(Ok(())));

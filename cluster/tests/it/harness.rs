@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::watch;
 
 use gogate_cluster::{
-    Cluster, ClusterConfig, StartError, Timers,
+    Cluster, ClusterConfig, Secret, StartError, Timers,
     state::{Command, Instance, Outcome, Registration},
 };
 
@@ -73,7 +73,8 @@ impl Place {
             listener,
             advertise: self.address.clone(),
             admin: String::new(),
-            secret: Some("between us".to_owned()),
+            secret: Some(Secret("between us".to_owned())),
+            tls: None,
             build: "test".to_owned(),
             timers: Timers::default(),
         }

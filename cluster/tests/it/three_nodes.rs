@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use gogate_cluster::{
-    Cluster, ProposeError, StartError,
+    Cluster, ProposeError, Secret, StartError,
     state::{Command, Registration},
 };
 
@@ -170,7 +170,7 @@ async fn strangers_are_refused_and_told_why() {
     let (founders, others) = all.split_at(3);
     let nodes = start_all(founders).await;
     let mut config = others[0].config(founders);
-    config.secret = Some("a guess".to_owned());
+    config.secret = Some(Secret("a guess".to_owned()));
     match Cluster::start(config).await {
         Err(StartError::Bootstrap { problem, .. }) => assert!(problem.contains("secret"), "{problem}"),
         other => panic!("its secret is wrong: {:?}", other.err()),

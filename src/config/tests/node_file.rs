@@ -207,7 +207,7 @@ fn unknown_keys_later_keys_and_documents_are_refused() {
     check_file(
         "nodes: {}\nadmin: { tls: { cert: y } }\ntelemetry: { otlp_endpoint: z }\npeer: { tls: }\n",
         "f:1: nodes: unknown key `nodes` (did you mean `node`?)
-         f:2: admin.tls: `tls` is not supported by this build yet (remove it)
+         f:2: admin.tls: `key` is missing (add key: a file in PEM)
          f:3: telemetry: `telemetry` is not supported by this build yet (remove it)",
     );
     check_input(
@@ -235,8 +235,8 @@ fn addresses_beyond_loopback_need_credentials() {
     let file = "admin: { listen: '0.0.0.0:7070' }\npeer: { listen: '10.0.0.1:7170' }\n";
     check_file(
         file,
-        "f:1: admin.listen: 0.0.0.0:7070 is not loopback, and `admin.tokens_file` is missing (add admin.tokens_file: `gogate token new` makes its entries, or pass --insecure)
-         f:2: peer.listen: 10.0.0.1:7170 is not loopback, and `peer.secret_file` is missing (add peer.secret_file: a file with the same secret on all nodes, or pass --insecure)",
+        "f:1: admin.listen: 0.0.0.0:7070 is not loopback, and `admin.tokens_file` is missing (add admin.tokens_file (`gogate token new` makes its entries) or admin.tls with client_ca, or pass --insecure)
+         f:2: peer.listen: 10.0.0.1:7170 is not loopback, and `peer.secret_file` is missing (add peer.secret_file (a file with the same secret on all nodes) or peer.tls, or pass --insecure)",
     );
     let node = loaded(&Input { file, insecure: true, ..NOTHING });
     assert!(node.insecure && node.peer_secret.is_none());

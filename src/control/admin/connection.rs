@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http_body::Frame;
 use http_body_util::BodyExt;
@@ -25,11 +26,13 @@ use hyper::{
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{Notify, watch::Receiver},
     task::{self, JoinSet},
     time::Instant,
 };
+use tokio_rustls::{TlsAcceptor, rustls::ServerConfig};
 use tracing::{debug, warn};
 
 use super::{
@@ -38,7 +41,7 @@ use super::{
     auth::{Access, Origin},
     handle,
 };
-use crate::control::watch::BEAT;
+use crate::{config::certificates, control::watch::BEAT};
 
 /// Connections at one time. When they are taken, a new one takes the place of the one that has been idle for
 /// longest, so that idle ones never keep a probe out; if all are at work, it waits for the first to end.
@@ -61,6 +64,9 @@ const HEAD_MAX: usize = 64 << 10;
 
 /// How long open calls may go on when the server stops.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Calls of one HTTP/2 connection at once, streams among them.
 const STREAMS_MAX: u32 = 256;
@@ -116,7 +122,13 @@ struct Connections {
 
 /// Serves until `stop` turns true, then lets open calls finish for a short while. Before there is a context
 /// every call but the probes is refused.
-pub async fn serve(listener: TcpListener, access: Arc<Access>, context: Starting, mut stop: Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    access: Arc<Access>,
+    tls: Option<Arc<ArcSwap<ServerConfig>>>,
+    context: Starting,
+    mut stop: Receiver<bool>,
+) {
     let mut connections = Connections::default();
     loop {
         let accepted = tokio::select! {
@@ -132,8 +144,16 @@ pub async fn serve(listener: TcpListener, access: Arc<Access>, context: Starting
                 let _ = socket.set_tcp_user_timeout(Some(USER_TIMEOUT));
                 let slot = Arc::new(Slot::new());
                 let origin = Origin { address: peer, names: Arc::default() };
-                let task =
-                    connection(stream, origin, access.clone(), context.clone(), stop.clone(), slot.clone());
+                let tls = tls.as_ref().map(|tls| TlsAcceptor::from(tls.load_full()));
+                let task = connection(
+                    stream,
+                    tls,
+                    origin,
+                    access.clone(),
+                    context.clone(),
+                    stop.clone(),
+                    slot.clone(),
+                );
                 connections.make_room().await;
                 connections.slots.insert(connections.open.spawn(task).id(), slot);
             }
@@ -151,12 +171,17 @@ pub async fn serve(listener: TcpListener, access: Arc<Access>, context: Starting
 /// One connection, to its end.
 async fn connection(
     stream: TcpStream,
+    tls: Option<TlsAcceptor>,
     origin: Origin,
     access: Arc<Access>,
     context: Starting,
     stop: Receiver<bool>,
     slot: Arc<Slot>,
 ) {
+    if let Some(tls) = tls {
+        // In a box, for what a handshake keeps is large.
+        return Box::pin(tls_connection(stream, tls, origin, access, context, stop, slot)).await;
+    }
     let is_http2 = tokio::select! {
         is_http2 = is_http2(&stream) => is_http2,
         () = slot.over() => return,
@@ -166,6 +191,33 @@ async fn connection(
         // In a box: it takes more room than the others, which are many.
         Ok(true) => Box::pin(http2_connection(stream, origin, access, context, stop, slot)).await,
         Err(error) => debug!(peer = %origin.address, %error, "an admin connection broke off"),
+    }
+}
+
+/// The same with TLS, which says by ALPN what is spoken. Nothing else is.
+async fn tls_connection(
+    stream: TcpStream,
+    tls: TlsAcceptor,
+    mut origin: Origin,
+    access: Arc<Access>,
+    context: Starting,
+    stop: Receiver<bool>,
+    slot: Arc<Slot>,
+) {
+    let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, tls.accept(stream)).await;
+    let stream = match shaken {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return debug!(peer = %origin.address, %error, "an admin connection has no TLS"),
+        Err(_) => return debug!(peer = %origin.address, "a TLS handshake of the admin API took too long"),
+    };
+    let session = stream.get_ref().1;
+    if let Some(certificate) = session.peer_certificates().and_then(<[_]>::first) {
+        origin.names = certificates::names(certificate).into();
+    }
+    if session.alpn_protocol() == Some(b"h2") {
+        http2_connection(stream, origin, access, context, stop, slot).await;
+    } else {
+        http1_connection(stream, origin, access, context, stop, slot).await;
     }
 }
 
@@ -187,7 +239,7 @@ async fn is_http2(stream: &TcpStream) -> std::io::Result<bool> {
 }
 
 async fn http2_connection(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     origin: Origin,
     access: Arc<Access>,
     context: Starting,
@@ -230,7 +282,7 @@ async fn http2_connection(
 }
 
 async fn http1_connection(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     origin: Origin,
     access: Arc<Access>,
     context: Starting,
