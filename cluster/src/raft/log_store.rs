@@ -3,7 +3,8 @@
 //! Job: one thread writes, in the order of the calls; everything queued when it wakes shares one barrier
 //! (group commit). Invariants, each of which loses data when broken:
 //!
-//! - An append is reported as flushed only after the barrier that covers it, and callbacks run in log order.
+//! - An append is reported as flushed only after the barrier that covers it, and callbacks run in log order;
+//!   but for a leader's own batches of commands, see below.
 //! - A vote is on the disk before anything that follows it is handed to the store, so no entry of a term
 //!   survives that the node could deny having voted for.
 //! - What is not written yet is always in the tail, so a reader never misses an entry between `append` and
@@ -11,6 +12,19 @@
 //! - Entries are removed from the beginning only once a snapshot that holds them is on the disk: when one is
 //!   installed, the library asks for both at once, and a crash in between would leave a log without a beginning.
 //! - After the first error nothing more is written: every later call fails, and the core stops.
+//!
+//! # A leader replicates while its own disk writes
+//!
+//! The library replicates an entry once the leader's append is reported as flushed: two disks, one after the
+//! other. So what this node proposes as the leader of its term is reported at once, and counts for a majority
+//! before it is on this disk (Ongaro's thesis, 10.2.1, lets the leader's write run beside the others', and counts
+//! it when it is done). What makes up for it is that nobody learns of such a commit before [`Durable`] says that
+//! the entry is on this disk as well: the state machine applies it only then (so does every answer and every
+//! read, which wait for what is applied), and `network` holds a message back that tells a follower of it. So a
+//! crash takes only what nobody was told of, and while this node lives it is a member whose log holds the entry:
+//! it votes for none that lacks it, and a vote it gives is on the disk after the entry. What else the library does
+//! on a commit is to go on with a change of the members, whose second step must not be proposed before the first
+//! is safe: those entries, and the first one of a term, are reported when they are on the disk, as ever.
 //!
 //! Which index is committed is kept without a barrier of its own: it is a hint that lets a restarted node
 //! show its last known state (P1), and one that is too old only makes it show less until a leader is heard.
@@ -68,6 +82,14 @@ pub(crate) struct RaftLog {
     writer: mpsc::Sender<Write>,
     /// The last index that is in a snapshot on the disk.
     covered: watch::Receiver<Option<u64>>,
+    durable: Durable,
+}
+
+/// How far the log is on this node's disk. Clones look at the same log.
+#[derive(Clone)]
+pub(crate) struct Durable {
+    /// The index after the last entry that is; none: the disk has failed.
+    end: watch::Receiver<Option<u64>>,
 }
 
 struct Shared {
@@ -90,7 +112,8 @@ enum Write {
     Append {
         first: u64,
         records: Vec<Bytes>,
-        flushed: LogFlushed<TypeConfig>,
+        /// None: it was reported already.
+        flushed: Option<LogFlushed<TypeConfig>>,
     },
     Vote {
         vote: Bytes,
@@ -139,6 +162,24 @@ impl CommittedKeeper {
     }
 }
 
+// === impl Durable ===
+
+impl Durable {
+    /// Of a log of which everything is on the disk.
+    pub(crate) fn all() -> Self {
+        Self { end: watch::channel(Some(u64::MAX)).1 }
+    }
+
+    /// Returns once the entry of `index` is on the disk.
+    pub(crate) async fn reaches(&mut self, index: u64) -> io::Result<()> {
+        let end = self.end.wait_for(|end| end.is_none_or(|end| end > index)).await;
+        match end.map(|end| *end) {
+            Ok(Some(_)) => Ok(()),
+            Ok(None) | Err(_) => Err(gone()),
+        }
+    }
+}
+
 // === impl RaftLog ===
 
 impl RaftLog {
@@ -165,16 +206,28 @@ impl RaftLog {
                 purge(store.as_ref(), purged.index, tail.last == Some(purged))?;
             }
         }
+        let end = tail.next();
+        let (durable, durable_end) = watch::channel(Some(end));
         let shared = Arc::new(Shared { store, tail: Mutex::new(tail) });
         let (writer, writes) = mpsc::channel(WRITER_QUEUE);
-        let own = shared.clone();
+        let own = Writer {
+            shared: shared.clone(),
+            fsync,
+            end,
+            durable,
+            hint: None,
+            hinted: Instant::now(),
+            broken: false,
+        };
         let thread = thread::Builder::new()
             .name("raft-log".to_owned())
-            .spawn(move || {
-                Writer { shared: own, fsync, hint: None, hinted: Instant::now(), broken: false }.run(writes);
-            })
+            .spawn(move || own.run(writes))
             .map_err(|source| StorageError::Io { path: "the log's writer thread".into(), source })?;
-        Ok((Self { shared, writer, covered }, thread))
+        Ok((Self { shared, writer, covered, durable: Durable { end: durable_end } }, thread))
+    }
+
+    pub(crate) fn durable(&self) -> Durable {
+        self.durable.clone()
     }
 
     pub(crate) fn committed_keeper(&self) -> CommittedKeeper {
@@ -312,12 +365,17 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     {
         let mut records = Vec::new();
         let mut first = None;
+        let mut early = true;
         {
             let mut tail = self.shared.tail();
             for mut entry in entries {
-                if let EntryPayload::Normal(proposal) = &mut entry.payload
-                    && let Some(appended) = proposal.appended.take()
-                {
+                let proposed = match &mut entry.payload {
+                    EntryPayload::Normal(proposal) => proposal.appended.take(),
+                    EntryPayload::Blank | EntryPayload::Membership(_) => None,
+                };
+                // What came over the network or concerns the members has none.
+                early &= proposed.is_some();
+                if let Some(appended) = proposed {
                     appended.store(true, Ordering::Release);
                 }
                 let record = codec::encode(&convert::entry_record(&entry));
@@ -326,13 +384,16 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
                 records.push(record);
             }
         }
-        match first {
-            Some(first) => self.write(Write::Append { first, records, flushed: callback }).await,
-            None => {
-                callback.log_io_completed(Ok(()));
-                Ok(())
-            }
+        let Some(first) = first else {
+            callback.log_io_completed(Ok(()));
+            return Ok(());
+        };
+        let (early, flushed) = if early { (Some(callback), None) } else { (None, Some(callback)) };
+        self.write(Write::Append { first, records, flushed }).await?;
+        if let Some(early) = early {
+            early.log_io_completed(Ok(()));
         }
+        Ok(())
     }
 
     async fn truncate(&mut self, log_id: LogId<NodeId>) -> Result<(), Failure> {
@@ -499,6 +560,10 @@ impl Tail {
 struct Writer {
     shared: Arc<Shared>,
     fsync: Arc<Durations>,
+    /// The index after the last entry that the store has taken.
+    end: u64,
+    /// The same for what passed a barrier.
+    durable: watch::Sender<Option<u64>>,
     /// How far the log is committed, if that is not written yet, and when it was written last.
     hint: Option<Bytes>,
     hinted: Instant,
@@ -538,10 +603,15 @@ impl Writer {
             Write::Append { first, records, flushed } => {
                 match self.attempt(|store| store.append(first, &records)) {
                     Ok(()) => {
-                        self.shared.tail().shed(first + records.len() as u64);
-                        appended.push(flushed);
+                        self.end = first + records.len() as u64;
+                        self.shared.tail().shed(self.end);
+                        appended.extend(flushed);
                     }
-                    Err(error) => flushed.log_io_completed(Err(io::Error::other(error.to_string()))),
+                    Err(error) => {
+                        if let Some(flushed) = flushed {
+                            flushed.log_io_completed(Err(io::Error::other(error.to_string())));
+                        }
+                    }
                 }
             }
             Write::Vote { vote, done } => {
@@ -562,8 +632,13 @@ impl Writer {
                 self.keep_hint();
                 answer(done, self.barrier());
             }
-            Write::Truncate { from, done } => answer(done, self.attempt(|store| store.truncate(from))),
+            Write::Truncate { from, done } => {
+                self.ends_at(self.end.min(from));
+                answer(done, self.attempt(|store| store.truncate(from)));
+            }
             Write::Purge { upto, all, position, done } => {
+                let end = if all { upto + 1 } else { self.end.max(upto + 1) };
+                self.ends_at(end);
                 // Noted first: a log whose beginning is gone without a note cannot be opened.
                 let noted = self.attempt(|store| store.put(Meta::Purged, Some(&position)));
                 answer(done, noted.and_then(|()| self.attempt(|store| purge(store, upto, all))));
@@ -571,8 +646,14 @@ impl Writer {
         }
     }
 
+    /// Entries were removed: what takes their place is another thing, and not on the disk yet.
+    fn ends_at(&mut self, end: u64) {
+        self.end = end;
+        self.durable.send_modify(|durable| *durable = durable.map(|durable| durable.min(end)));
+    }
+
     fn flush(&mut self, appended: &mut Vec<LogFlushed<TypeConfig>>) {
-        if appended.is_empty() {
+        if appended.is_empty() && *self.durable.borrow() == Some(self.end) {
             return;
         }
         let result = self.barrier().map_err(|error| error.to_string());
@@ -583,11 +664,15 @@ impl Writer {
 
     fn barrier(&mut self) -> Result<(), StorageError> {
         if bugs::is("barrier-skipped") {
+            self.durable.send_replace(Some(self.end));
             return Ok(());
         }
         let begun = Instant::now();
         let result = self.attempt(LogStore::barrier);
         self.fsync.record(begun.elapsed());
+        if result.is_ok() {
+            self.durable.send_replace(Some(self.end));
+        }
         result
     }
 
@@ -603,6 +688,7 @@ impl Writer {
         if let Err(error) = &result {
             tracing::error!(%error, "the log cannot be written, this node stops");
             self.broken = true;
+            self.durable.send_replace(None);
         }
         result
     }
@@ -631,10 +717,12 @@ fn decoded<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, StorageErr
 
 #[cfg(test)]
 mod tests {
-    use futures_util::poll;
-    use openraft::{CommittedLeaderId, storage::RaftLogStorageExt};
+    use std::sync::atomic::AtomicBool;
 
-    use super::*;
+    use futures_util::poll;
+    use openraft::{CommittedLeaderId, Membership, storage::RaftLogStorageExt};
+
+    use super::{super::Proposal, *};
     use crate::storage::MemoryLog;
 
     fn id(term: u64, index: u64) -> LogId<NodeId> {
@@ -646,9 +734,119 @@ mod tests {
         range.map(entry).collect()
     }
 
+    /// A batch of commands; proposed: by this node as the leader, else as it comes from one.
+    fn batch(index: u64, proposed: bool) -> Entry<TypeConfig> {
+        let appended = proposed.then(|| Arc::new(AtomicBool::new(false)));
+        let payload = EntryPayload::Normal(Proposal { batch: Bytes::from_static(b"batch"), appended });
+        Entry { log_id: id(1, index), payload }
+    }
+
     fn open(store: &Arc<MemoryLog>, covered: &watch::Sender<Option<u64>>) -> RaftLog {
         let log = RaftLog::open(store.clone(), Arc::new(Durations::default()), covered.subscribe());
         log.unwrap().0
+    }
+
+    /// A log whose barriers end when they are told how.
+    struct SlowDisk {
+        log: MemoryLog,
+        barriers: Mutex<std::sync::mpsc::Receiver<bool>>,
+    }
+
+    impl SlowDisk {
+        fn open() -> (RaftLog, std::sync::mpsc::Sender<bool>) {
+            let (end, barriers) = std::sync::mpsc::channel();
+            let disk = Self { log: MemoryLog::default(), barriers: Mutex::new(barriers) };
+            let covered = watch::channel(Some(u64::MAX)).1;
+            let log = RaftLog::open(Arc::new(disk), Arc::new(Durations::default()), covered);
+            (log.unwrap().0, end)
+        }
+    }
+
+    impl LogStore for SlowDisk {
+        fn indexes(&self) -> Range<u64> {
+            self.log.indexes()
+        }
+        fn append(&self, first: u64, records: &[Bytes]) -> Result<(), StorageError> {
+            self.log.append(first, records)
+        }
+        fn truncate(&self, index: u64) -> Result<(), StorageError> {
+            self.log.truncate(index)
+        }
+        fn purge(&self, index: u64) -> Result<(), StorageError> {
+            self.log.purge(index)
+        }
+        fn read(&self, range: Range<u64>) -> Result<Vec<Bytes>, StorageError> {
+            self.log.read(range)
+        }
+        fn put(&self, meta: Meta, value: Option<&[u8]>) -> Result<(), StorageError> {
+            self.log.put(meta, value)
+        }
+        fn get(&self, meta: Meta) -> Result<Option<Bytes>, StorageError> {
+            self.log.get(meta)
+        }
+        fn barrier(&self) -> Result<(), StorageError> {
+            match self.barriers.lock().unwrap().recv() {
+                Ok(true) => Ok(()),
+                Ok(false) | Err(_) => {
+                    Err(StorageError::Io { path: "disk".into(), source: io::Error::other("full") })
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_leader_proposes_is_replicated_at_once_and_durable_after_its_barrier() {
+        let (mut log, barrier) = SlowDisk::open();
+        let (mut first, mut second) = (log.durable(), log.durable());
+        log.blocking_append([batch(0, true)]).await.unwrap();
+        log.blocking_append([batch(1, true)]).await.unwrap();
+        assert_eq!(log.read(0..2, usize::MAX).await.unwrap().len(), 2, "for the replication streams");
+        let (mut first, mut second) = (std::pin::pin!(first.reaches(0)), std::pin::pin!(second.reaches(1)));
+        assert!(poll!(&mut first).is_pending() && poll!(&mut second).is_pending());
+        barrier.send(true).unwrap();
+        first.await.unwrap();
+        // They may have shared one.
+        barrier.send(true).unwrap();
+        second.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_change_of_members_and_what_another_leader_sends_wait_for_the_barrier() {
+        let membership = EntryPayload::Membership(Membership::default());
+        for entry in [Entry { log_id: id(1, 0), payload: membership }, batch(0, false)] {
+            let (mut log, barrier) = SlowDisk::open();
+            let mut durable = log.durable();
+            let mut append = std::pin::pin!(log.blocking_append([entry]));
+            assert!(poll!(&mut append).is_pending());
+            barrier.send(true).unwrap();
+            append.await.unwrap();
+            assert!(poll!(std::pin::pin!(durable.reaches(0))).is_ready());
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_disk_did_not_take_is_never_durable() {
+        let (mut log, barrier) = SlowDisk::open();
+        let mut durable = log.durable();
+        log.blocking_append([batch(0, true)]).await.unwrap();
+        barrier.send(false).unwrap();
+        durable.reaches(0).await.unwrap_err();
+        log.save_vote(&Vote::new(2, 2)).await.unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn what_takes_the_place_of_removed_entries_is_not_durable_before_its_own_barrier() {
+        let (mut log, barrier) = SlowDisk::open();
+        barrier.send(true).unwrap();
+        log.blocking_append([batch(0, false), batch(1, false), batch(2, false)]).await.unwrap();
+        log.truncate(id(1, 1)).await.unwrap();
+        let mut durable = log.durable();
+        durable.reaches(0).await.unwrap();
+        log.blocking_append([batch(1, true)]).await.unwrap();
+        let mut again = std::pin::pin!(durable.reaches(1));
+        assert!(poll!(&mut again).is_pending());
+        barrier.send(true).unwrap();
+        again.await.unwrap();
     }
 
     #[tokio::test]

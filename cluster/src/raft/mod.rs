@@ -33,6 +33,7 @@ use openraft::{
 };
 use tokio::sync::watch;
 
+use self::network::Replication;
 pub use self::recovery::{Survivor, recover, survivor};
 pub(crate) use self::{
     log_store::{CommittedKeeper, RaftLog},
@@ -137,11 +138,13 @@ impl Core {
         timers: &Timers,
         links: Links,
         log: RaftLog,
-        machine: StateMachine,
+        mut machine: StateMachine,
     ) -> Result<Self, String> {
         let config = config(cluster, timers).validate().map_err(|error| error.to_string())?;
         log.lead_no_more(id);
-        let raft = openraft::Raft::new(id, Arc::new(config), links, log, machine)
+        machine.follow(log.durable());
+        let network = Replication { links, log: log.durable() };
+        let raft = openraft::Raft::new(id, Arc::new(config), network, log, machine)
             .await
             .map_err(|error| error.to_string())?;
         Ok(Self { id, raft })

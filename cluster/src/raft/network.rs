@@ -32,6 +32,7 @@ use tonic::{
 
 use super::{
     TypeConfig, convert,
+    log_store::Durable,
     server::{MESSAGE_BYTES_MAX, META_CLUSTER, META_FROM, META_INCARNATION, META_SECRET, META_TARGET},
     stream::Connector,
 };
@@ -86,6 +87,18 @@ pub(crate) struct Link {
     address: String,
     shared: Arc<Shared>,
     target: Option<Target>,
+}
+
+/// The library's way to all peers.
+pub(super) struct Replication {
+    pub(super) links: Links,
+    pub(super) log: Durable,
+}
+
+/// The library's way to one peer.
+pub(super) struct Replicated {
+    link: Link,
+    log: Durable,
 }
 
 /// Whom a call means.
@@ -198,11 +211,11 @@ fn endpoint(address: &str) -> Endpoint {
         .initial_connection_window_size(WINDOW_BYTES)
 }
 
-impl RaftNetworkFactory<TypeConfig> for Links {
-    type Network = Link;
+impl RaftNetworkFactory<TypeConfig> for Replication {
+    type Network = Replicated;
 
-    async fn new_client(&mut self, target: NodeId, node: &NodeRecord) -> Link {
-        self.member(target, node)
+    async fn new_client(&mut self, target: NodeId, node: &NodeRecord) -> Replicated {
+        Replicated { link: self.links.member(target, node), log: self.log.clone() }
     }
 }
 
@@ -294,7 +307,7 @@ fn malformed<E: std::error::Error>(what: &str) -> RpcError<E> {
     RPCError::Network(NetworkError::new(&AnyError::new(&error)))
 }
 
-impl RaftNetwork<TypeConfig> for Link {
+impl RaftNetwork<TypeConfig> for Replicated {
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<TypeConfig>,
@@ -306,9 +319,14 @@ impl RaftNetwork<TypeConfig> for Link {
             commit: rpc.leader_commit.map(convert::log_id_message),
             entries: rpc.entries.iter().map(|entry| codec::encode(&convert::entry_record(entry))).collect(),
         };
+        if let Some(commit) = rpc.leader_commit {
+            // A follower must not learn of what is committed before this node's own disk has it.
+            let durable = self.log.reaches(commit.index).await;
+            durable.map_err(|error| RPCError::Unreachable(Unreachable::new(&error)))?;
+        }
         let entries = message.entries.len() as u64;
-        let mut client = self.client();
-        let call = client.append_entries(self.request(message, None));
+        let mut client = self.link.client();
+        let call = client.append_entries(self.link.request(message, None));
         let reply = if entries < 2 {
             call.await
         } else {
@@ -317,7 +335,7 @@ impl RaftNetwork<TypeConfig> for Link {
             let timely = tokio::time::timeout(option.soft_ttl(), call).await;
             timely.map_err(|_| PayloadTooLarge::new_entries_hint(entries / 2))?
         };
-        let reply = reply.map_err(|status| rpc_error(self, &status))?.into_inner();
+        let reply = reply.map_err(|status| rpc_error(&self.link, &status))?.into_inner();
         match reply.result.ok_or_else(|| malformed("result"))? {
             v1::append_reply::Result::Success(_) => Ok(AppendEntriesResponse::Success),
             v1::append_reply::Result::Partial(id) => {
@@ -342,8 +360,8 @@ impl RaftNetwork<TypeConfig> for Link {
             data: rpc.data.into(),
             done: rpc.done,
         };
-        let reply = self.client().install_snapshot(self.request(message, None)).await;
-        let reply = reply.map_err(|status| rpc_error(self, &status))?.into_inner();
+        let reply = self.link.client().install_snapshot(self.link.request(message, None)).await;
+        let reply = reply.map_err(|status| rpc_error(&self.link, &status))?.into_inner();
         let vote = reply.vote.ok_or_else(|| malformed("vote"))?;
         Ok(InstallSnapshotResponse { vote: convert::message_vote(&vote) })
     }
@@ -356,10 +374,10 @@ impl RaftNetwork<TypeConfig> for Link {
         let message = v1::VoteRequest {
             vote: Some(convert::vote_message(&rpc.vote)),
             last_log: rpc.last_log_id.map(convert::log_id_message),
-            transfer: self.shared.transfer_term.load(Ordering::Acquire) == rpc.vote.leader_id.term,
+            transfer: self.link.shared.transfer_term.load(Ordering::Acquire) == rpc.vote.leader_id.term,
         };
-        let reply = self.client().vote(self.request(message, None)).await;
-        let reply = reply.map_err(|status| rpc_error(self, &status))?.into_inner();
+        let reply = self.link.client().vote(self.link.request(message, None)).await;
+        let reply = reply.map_err(|status| rpc_error(&self.link, &status))?.into_inner();
         let vote = reply.vote.ok_or_else(|| malformed("vote"))?;
         let last_log = reply.last_log.as_ref().map(convert::message_log_id);
         Ok(VoteResponse::new(convert::message_vote(&vote), last_log, reply.granted))

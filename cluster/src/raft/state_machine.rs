@@ -1,6 +1,7 @@
 //! Carries committed entries into the replicated [`State`], and the state into snapshots and back.
 //!
-//! Invariants: entries are applied once, in the order of the log, by one task; what cannot be decoded stops
+//! Invariants: entries are applied once, in the order of the log, by one task, and when they are on this node's
+//! disk; what cannot be decoded stops
 //! the core, it is never skipped; readers see all of an apply call or nothing of it. Neighbours: `handle`
 //! reads the [`Replica`], `storage::snapshot` keeps the files.
 
@@ -18,6 +19,7 @@ use tokio::sync::{broadcast, watch};
 use super::{
     Outcomes, TypeConfig,
     convert::{self, Failure},
+    log_store::Durable,
 };
 use crate::{
     state::{Change, ChangeKind, Frozen, NodeId, Outcome, State},
@@ -44,6 +46,7 @@ pub(crate) struct StateMachine {
     applied: Option<LogId<NodeId>>,
     membership: StoredMembership<NodeId, NodeRecord>,
     shelf: Arc<Shelf>,
+    log: Durable,
 }
 
 /// The snapshot files, and what the newest one is.
@@ -129,7 +132,8 @@ impl StateMachine {
     pub(crate) fn open(replica: Arc<Replica>, snapshots: Arc<Snapshots>) -> Result<Self, StorageError> {
         let (covered, _) = watch::channel(snapshots.newest_index());
         let shelf = Arc::new(Shelf { snapshots, newest: Mutex::new(None), covered });
-        let mut machine = Self { replica, applied: None, membership: StoredMembership::default(), shelf };
+        let membership = StoredMembership::default();
+        let mut machine = Self { replica, applied: None, membership, shelf, log: Durable::all() };
         if let Some(snapshot) = machine.shelf.snapshots.newest()? {
             let meta = machine.restore(&snapshot)?;
             *machine.shelf.newest() = Some(meta);
@@ -141,6 +145,11 @@ impl StateMachine {
     /// machine, which the library drops when it fails.
     pub(crate) fn covered(&self) -> watch::Receiver<Option<u64>> {
         self.shelf.covered.subscribe()
+    }
+
+    /// From now on entries are applied only when they are durable in the log.
+    pub(crate) fn follow(&mut self, log: Durable) {
+        self.log = log;
     }
 
     fn restore(&mut self, snapshot: &storage::Snapshot) -> Result<Meta, StorageError> {
@@ -191,6 +200,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 }
             });
             self.applied = Some(entry.log_id);
+        }
+        if let Some(last) = self.applied {
+            // A leader's own disk may be the last to have what a majority has agreed on.
+            self.log.reaches(last.index).await.map_err(|error| convert::cannot_write(&error))?;
         }
         let outcomes = self.replica.apply(batches);
         self.replica.applied.send_replace(self.applied.map_or(0, |id| id.index));
