@@ -44,6 +44,11 @@ pub(super) fn unseal<'a>(key: &[u8], sealed: &'a [u8]) -> Result<&'a [u8], Strin
     Ok(payload)
 }
 
+/// Whether the end of a sealed value is missing.
+pub(super) fn is_cut(sealed: &[u8]) -> bool {
+    sealed.len() < HEADER_BYTES || sealed.len() - HEADER_BYTES < u32_at(sealed, 1) as usize
+}
+
 /// The checksum that a sealed value carries; of one too short to carry any, 0.
 pub(super) fn checksum(sealed: &[u8]) -> u32 {
     if sealed.len() < HEADER_BYTES { 0 } else { u32_at(sealed, 5) }

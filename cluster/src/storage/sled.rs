@@ -21,7 +21,10 @@
 //! # What is durable when
 //!
 //! 1. A write is one sled batch (or several, each whole in itself, when it is large) that carries the new head.
-//!    sled recovers a batch whole or not at all, and never a later batch without the earlier ones.
+//!    sled recovers a batch whole or not at all, and never a later batch without the earlier ones. A record that
+//!    is added to a log that has some is a write without a batch, as each of those has sled write its buffer twice,
+//!    and without the head: it belongs to the log because it follows by its index and its chain. Of its chunks a
+//!    crash may leave the first ones only; such a record was never acknowledged, and `open` removes it.
 //! 2. `barrier`: sled's `flush` hands its buffers to the kernel; on Linux it calls `sync_file_range`, which
 //!    neither waits for the disk's own cache nor writes the file's length. So `sync_data` on a descriptor of our
 //!    own follows. Without it: append 7, flush, acknowledge, power cut, and the file ends before record 7.
@@ -60,6 +63,7 @@ use std::{
     collections::BTreeMap,
     fs::{self, File},
     io,
+    iter::Peekable,
     ops::Range,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -90,9 +94,6 @@ const SEGMENT_BYTES: usize = 512 * 1024;
 /// What sled may keep in memory of its pages. The log is read from its end, or once through.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
-/// A batch of sled's is closed when it has grown to this: it holds its buffers in memory until it is whole.
-const BATCH_BYTES: usize = 256 * 1024;
-
 /// Records that one batch removes at most.
 const BATCH_RECORDS: u64 = 256;
 
@@ -115,7 +116,7 @@ pub struct SledLog {
     _lock: File,
 }
 
-/// What must be there: kept in memory, and rewritten by every batch.
+/// What must be there: kept in memory, and rewritten by every batch. On the disk it may lack the newest records.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Head {
     /// How many batches were written since the store was formed.
@@ -145,8 +146,8 @@ impl SledLog {
         let durable = prepare(path)?;
         let db = open_sled(path)?;
         let file = File::open(path.join("db")).map_err(io)?;
-        let head = guard::quietly(path, || match durable {
-            0 => Ok(Head::default()),
+        let (head, torn) = guard::quietly(path, || match durable {
+            0 => Ok((Head::default(), Vec::new())),
             _ => check(&db, path, durable),
         })?;
         let watermark_path = path.join("watermark");
@@ -165,6 +166,12 @@ impl SledLog {
             log.write(|_, _| Ok(()))?;
             log.db.flush().map_err(|error| sled_error(path, error))?;
             log.file.sync_all().map_err(io)?;
+        }
+        if !torn.is_empty() {
+            log.write(|batch, _| {
+                torn.into_iter().for_each(|key| batch.remove(key));
+                Ok(())
+            })?;
         }
         sync_folder(path)?;
         log.barrier()?;
@@ -222,6 +229,11 @@ impl SledLog {
         StorageError::Damaged { path: self.path.clone(), problem }
     }
 
+    fn invalid(&self, problem: String) -> StorageError {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, problem);
+        StorageError::Io { path: self.path.clone(), source }
+    }
+
     /// Every key of the records in `range`.
     fn keys(&self, range: Range<u64>) -> Result<Vec<sled::IVec>, StorageError> {
         guard::quietly(&self.path, || {
@@ -238,24 +250,34 @@ impl LogStore for SledLog {
     }
 
     fn append(&self, first: u64, records: &[Bytes]) -> Result<(), StorageError> {
-        let mut rest = (first..).zip(records).peekable();
-        while rest.peek().is_some() {
+        let mut rest = (first..).zip(records);
+        if self.indexes().is_empty()
+            && let Some((index, record)) = rest.next()
+        {
+            // Where an empty log goes on only the head can say.
             self.write(|batch, head| {
-                let mut bytes = 0;
-                while let Some((index, record)) = rest.next_if(|_| bytes < BATCH_BYTES) {
-                    head.admit(index).map_err(|problem| StorageError::Io {
-                        path: self.path.clone(),
-                        source: io::Error::new(io::ErrorKind::InvalidInput, problem),
-                    })?;
-                    let sealed = frame::seal(&record_key(index, 0), &[&head.chain.to_le_bytes(), record]);
-                    head.chain = frame::checksum(&sealed);
-                    for (chunk, part) in (0..).zip(sealed.chunks(CHUNK)) {
-                        batch.insert(&record_key(index, chunk), part);
-                    }
-                    bytes += sealed.len();
-                }
+                let sealed = head.seal(index, record);
+                head.admit(index, &sealed).map_err(|problem| self.invalid(problem))?;
+                chunks(index, &sealed).for_each(|(key, part)| batch.insert(&key, part));
                 Ok(())
             })?;
+        }
+        self.check_sound()?;
+        let mut head = self.head.write().unwrap_or_else(PoisonError::into_inner);
+        for (index, record) in rest {
+            let sealed = head.seal(index, record);
+            head.admit(index, &sealed).map_err(|problem| self.invalid(problem))?;
+            head.writes += 1;
+            let written = guard::quietly(&self.path, || {
+                chunks(index, &sealed).try_for_each(|(key, part)| match self.db.insert(key, part) {
+                    Ok(_) => Ok(()),
+                    Err(error) => Err(sled_error(&self.path, error)),
+                })
+            });
+            if written.is_err() {
+                self.failed.store(true, Ordering::Release);
+                return written;
+            }
         }
         Ok(())
     }
@@ -368,8 +390,13 @@ impl LogStore for SledLog {
 // === impl Head ===
 
 impl Head {
-    /// Takes in the next record's index.
-    fn admit(&mut self, index: u64) -> Result<(), String> {
+    /// The record of `index` as it lies on the disk, behind the last one.
+    fn seal(&self, index: u64, record: &[u8]) -> Bytes {
+        frame::seal(&record_key(index, 0), &[&self.chain.to_le_bytes(), record])
+    }
+
+    /// Takes in the next record.
+    fn admit(&mut self, index: u64, sealed: &[u8]) -> Result<(), String> {
         if self.first == self.next {
             (self.first, self.next) = (index, index);
         }
@@ -377,7 +404,13 @@ impl Head {
             return Err(format!("record {index} does not follow the last one, {}", self.next - 1));
         }
         self.next += 1;
+        self.chain = frame::checksum(sealed);
         Ok(())
+    }
+
+    /// Whether a record belongs behind the last one.
+    fn is_followed_by(&self, sealed: &[u8]) -> Result<bool, String> {
+        Ok(frame::chained_to(sealed)? == self.chain)
     }
 }
 
@@ -460,18 +493,15 @@ fn open_sled(path: &Path) -> Result<sled::Db, StorageError> {
     }
 }
 
-/// The head, once all that it tells of is found to be there.
-fn check(db: &sled::Db, path: &Path, durable: u64) -> Result<Head, StorageError> {
+/// The head, once all that it tells of and what was added to that is found to be there; and the keys of a record
+/// that is only half there: it was being written when the process ended, and never passed a barrier.
+fn check(db: &sled::Db, path: &Path, durable: u64) -> Result<(Head, Vec<sled::IVec>), StorageError> {
     let damaged = |problem: String| StorageError::Damaged { path: path.to_owned(), problem };
     let sealed = db.get(HEAD).map_err(|error| sled_error(path, error))?;
     let sealed = sealed.ok_or_else(|| damaged("its head is missing".to_owned()))?;
     let payload = frame::unseal(HEAD, &sealed).map_err(|problem| damaged(format!("its head: {problem}")))?;
-    let head: Head =
+    let mut head: Head =
         codec::decode("the head of a log", payload).map_err(|error| damaged(error.to_string()))?;
-    if head.writes < durable {
-        let lost = durable - head.writes;
-        return Err(damaged(format!("the last {lost} writes of {durable} that were durable are gone")));
-    }
     for meta in Meta::ALL {
         read_meta(db, path, &head, meta)?;
     }
@@ -487,12 +517,35 @@ fn check(db: &sled::Db, path: &Path, durable: u64) -> Result<Head, StorageError>
     if previous.is_some_and(|previous| previous != head.chain) {
         return Err(damaged(format!("record {} is not the last that was written", head.next - 1)));
     }
-    let outside = db.range(record_key(head.next, 0)..).keys().next();
+    let mut records = Records::new(db, path, head.next..u64::MAX);
+    let mut torn = Vec::new();
+    // An empty log has no such records.
+    while head.first < head.next
+        && let Some(sealed) = records.next(head.next)?
+    {
+        if frame::is_cut(&sealed) {
+            let keys = db.range(record_key(head.next, 0)..record_key(head.next + 1, 0)).keys();
+            torn = keys.collect::<Result<_, _>>().map_err(|error| sled_error(path, error))?;
+            break;
+        }
+        unsealed(path, head.next, &sealed)?;
+        if !head.is_followed_by(&sealed).map_err(damaged)? {
+            return Err(damaged(format!("record {} does not belong behind the one before it", head.next)));
+        }
+        head.admit(head.next, &sealed).map_err(damaged)?;
+        head.writes += 1;
+    }
+    if head.writes < durable {
+        let lost = durable - head.writes;
+        return Err(damaged(format!("the last {lost} writes of {durable} that were durable are gone")));
+    }
+    let end = head.next + u64::from(!torn.is_empty());
+    let outside = db.range(record_key(end, 0)..).keys().next();
     let before = db.range(record_key(0, 0)..record_key(head.first, 0)).keys().next();
     if outside.is_some() || before.is_some() {
         return Err(damaged(format!("there are records outside of {}..{}", head.first, head.next)));
     }
-    Ok(head)
+    Ok((head, torn))
 }
 
 fn read_meta(db: &sled::Db, path: &Path, head: &Head, meta: Meta) -> Result<Option<Bytes>, StorageError> {
@@ -517,32 +570,68 @@ fn each_record(
     range: Range<u64>,
     mut take: impl FnMut(u64, &[u8], Bytes) -> Result<(), StorageError>,
 ) -> Result<(), StorageError> {
-    let damaged = |problem: String| StorageError::Damaged { path: path.to_owned(), problem };
-    let mut chunks = db.range(record_key(range.start, 0)..record_key(range.end, 0)).peekable();
+    let mut records = Records::new(db, path, range.clone());
     for index in range {
+        let Some(sealed) = records.next(index)? else {
+            let problem = format!("record {index} is missing");
+            return Err(StorageError::Damaged { path: path.to_owned(), problem });
+        };
+        let record = unsealed(path, index, &sealed)?;
+        take(index, &sealed, record)?;
+    }
+    Ok(())
+}
+
+/// What was sealed as the record of `index`.
+fn unsealed(path: &Path, index: u64, sealed: &Bytes) -> Result<Bytes, StorageError> {
+    let payload = frame::unseal(&record_key(index, 0), sealed)
+        .and_then(|payload| payload.get(frame::CHAIN_BYTES..).ok_or_else(|| "it is too short".to_owned()));
+    match payload {
+        Ok(payload) => Ok(sealed.slice_ref(payload)),
+        Err(problem) => {
+            let problem = format!("record {index}: {problem}");
+            Err(StorageError::Damaged { path: path.to_owned(), problem })
+        }
+    }
+}
+
+/// Sealed records in the order of their indexes, put together from their chunks.
+struct Records<'a> {
+    path: &'a Path,
+    chunks: Peekable<sled::Iter>,
+}
+
+// === impl Records ===
+
+impl<'a> Records<'a> {
+    fn new(db: &sled::Db, path: &'a Path, range: Range<u64>) -> Self {
+        let chunks = db.range(record_key(range.start, 0)..record_key(range.end, 0)).peekable();
+        Self { path, chunks }
+    }
+
+    /// The chunks of `index` up to the first that is missing; none if there are none.
+    fn next(&mut self, index: u64) -> Result<Option<Bytes>, StorageError> {
         let mut sealed = BytesMut::new();
         let mut expected = 0;
         loop {
-            match chunks.peek() {
-                Some(Ok((key, _))) if **key == record_key(index, expected) => {}
-                Some(Ok(_)) | None => break,
-                Some(Err(error)) => return Err(sled_error(path, error.clone())),
-            }
-            if let Some(Ok((_, part))) = chunks.next() {
-                sealed.put_slice(&part);
+            let next = self.chunks.next_if(|chunk| match chunk {
+                Ok((key, _)) => **key == record_key(index, expected),
+                Err(_) => true,
+            });
+            match next {
+                Some(Ok((_, part))) => sealed.put_slice(&part),
+                Some(Err(error)) => return Err(sled_error(self.path, error)),
+                None => break,
             }
             expected += 1;
         }
-        if expected == 0 {
-            return Err(damaged(format!("record {index} is missing")));
-        }
-        let sealed = sealed.freeze();
-        let payload = frame::unseal(&record_key(index, 0), &sealed)
-            .and_then(|payload| payload.get(frame::CHAIN_BYTES..).ok_or_else(|| "it is too short".to_owned()))
-            .map_err(|problem| damaged(format!("record {index}: {problem}")))?;
-        take(index, &sealed, sealed.slice_ref(payload))?;
+        Ok((expected > 0).then(|| sealed.freeze()))
     }
-    Ok(())
+}
+
+/// The keys and values under which a sealed record lies.
+fn chunks(index: u64, sealed: &[u8]) -> impl Iterator<Item = ([u8; 13], &[u8])> {
+    (0..).zip(sealed.chunks(CHUNK)).map(move |(chunk, part)| (record_key(index, chunk), part))
 }
 
 fn record_key(index: u64, chunk: u32) -> [u8; 13] {

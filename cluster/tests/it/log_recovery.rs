@@ -151,7 +151,9 @@ fn a_closed_log() -> TempDir {
     let log = SledLog::open(folder.path()).unwrap();
     for index in 1..201 {
         log.append(index, &records(index..index + 1)).unwrap();
-        log.put(Meta::Vote, Some(format!("the vote at {index:08}").as_bytes())).unwrap();
+        if index % 10 == 5 {
+            log.put(Meta::Vote, Some(format!("the vote at {index:08}").as_bytes())).unwrap();
+        }
         log.barrier().unwrap();
     }
     drop(log);
@@ -178,7 +180,7 @@ fn a_flipped_byte_in_a_value_is_damage() {
     let sound = a_closed_log();
     let content = fs::read(sound.path().join("db")).unwrap();
     let mut patterns: Vec<_> = [1, 2, 50, 77, 199, 200].map(|index| format!("record {index:08}")).into();
-    patterns.push("the vote at 00000200".to_owned());
+    patterns.push("the vote at 00000195".to_owned());
     for pattern in patterns {
         // sled rewrites a leaf while the old copy still lies in the file: all copies are hit.
         let mut damaged = content.clone();
@@ -214,7 +216,7 @@ fn a_flipped_byte_anywhere_is_damage_or_harmless() {
                 Ok(log) => {
                     assert_eq!(log.read(0..1000).unwrap(), records(1..201), "{name} at {at}");
                     let vote = log.get(Meta::Vote).unwrap();
-                    assert_eq!(vote, Some(Bytes::from_static(b"the vote at 00000200")), "{name} at {at}");
+                    assert_eq!(vote, Some(Bytes::from_static(b"the vote at 00000195")), "{name} at {at}");
                 }
             }
         }
@@ -236,6 +238,42 @@ fn a_file_that_is_cut_or_missing_is_damage() {
         let folder = copy(sound.path());
         fs::remove_file(folder.path().join(name)).unwrap();
         assert_damaged(&folder, &format!("{name} is missing"));
+    }
+}
+
+/// Takes out what lies under the last of sled's keys: the last chunk of the last record.
+fn remove_the_last_chunk(folder: &Path) {
+    let db = sled::Config::new().path(folder).segment_size(512 * 1024).flush_every_ms(None).open().unwrap();
+    let (key, _) = db.iter().last().unwrap().unwrap();
+    assert_eq!(key[0], b'r');
+    db.remove(key).unwrap();
+    db.flush().unwrap();
+}
+
+#[test]
+fn half_a_record_is_removed_unless_it_had_passed_a_barrier() {
+    for passed in [false, true] {
+        let folder = TempDir::new().unwrap();
+        let log = SledLog::open(folder.path()).unwrap();
+        log.append(1, &records(1..100)).unwrap();
+        log.barrier().unwrap();
+        // Of several chunks.
+        log.append(100, &records(100..101)).unwrap();
+        if passed {
+            log.barrier().unwrap();
+        }
+        drop(log);
+        remove_the_last_chunk(folder.path());
+        if passed {
+            assert_damaged(&folder, "a record that was acknowledged is only half there");
+            continue;
+        }
+        let log = SledLog::open(folder.path()).unwrap();
+        assert_eq!(log.read(0..1000).unwrap(), records(1..100));
+        log.append(100, &records(100..130)).unwrap();
+        log.barrier().unwrap();
+        drop(log);
+        assert_eq!(SledLog::open(folder.path()).unwrap().read(0..1000).unwrap(), records(1..130));
     }
 }
 
@@ -324,9 +362,15 @@ fn writes_until_it_is_killed() {
     loop {
         let end = next + 1 + dice.below(4);
         log.append(next, &records(next..end)).unwrap();
-        log.put(Meta::Vote, Some(&(end - 1).to_le_bytes())).unwrap();
+        let votes = dice.below(4) == 0;
+        if votes {
+            log.put(Meta::Vote, Some(&(end - 1).to_le_bytes())).unwrap();
+        }
         log.barrier().unwrap();
         say(format!("acknowledged {}", end - 1));
+        if votes {
+            say(format!("voted {}", end - 1));
+        }
         next = end;
         match dice.below(40) {
             0 => log.purge(next.saturating_sub(500)).unwrap(),
@@ -341,7 +385,7 @@ fn writes_until_it_is_killed() {
     }
 }
 
-/// The last index that must be there, and the vote that was acknowledged last: what is truncated votes again.
+/// The last index that must be there, and the vote that was acknowledged last.
 fn write_and_kill(folder: &Path, life: Duration) -> Option<(u64, u64)> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "log_recovery::writes_until_it_is_killed", "--ignored", "--nocapture"])
@@ -353,16 +397,17 @@ fn write_and_kill(folder: &Path, life: Duration) -> Option<(u64, u64)> {
     writeln!(child.stdin.take().unwrap(), "{}", folder.display()).unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let reader = thread::spawn(move || {
-        let mut last = None;
+        let (mut last, mut vote) = (None, 0);
         for line in lines.map_while(Result::ok) {
             if let Some(index) = line.strip_prefix("acknowledged ") {
-                last = Some((index.parse().unwrap(), index.parse().unwrap()));
+                last = Some(index.parse::<u64>().unwrap());
             } else if let Some(index) = line.strip_prefix("truncating ") {
-                let (_, vote) = last.expect("it acknowledged what it truncates");
-                last = Some((index.parse::<u64>().unwrap() - 1, vote));
+                last = Some(index.parse::<u64>().unwrap() - 1);
+            } else if let Some(index) = line.strip_prefix("voted ") {
+                vote = index.parse().unwrap();
             }
         }
-        last
+        last.map(|last| (last, vote))
     });
     // The fault's moment, not something that is waited for.
     thread::sleep(life);
@@ -382,8 +427,8 @@ fn what_passed_a_barrier_survives_kill_9() {
     while rounds < 40 || working < 8 {
         assert!(Instant::now() < deadline, "{working} of {rounds} rounds came to write anything");
         rounds += 1;
-        if let Some(last) = write_and_kill(path, Duration::from_millis(dice.below(100))) {
-            acknowledged = last;
+        if let Some((last, vote)) = write_and_kill(path, Duration::from_millis(dice.below(100))) {
+            acknowledged = (last, vote.max(acknowledged.1));
             working += 1;
         }
         let log = SledLog::open(path).unwrap_or_else(|error| panic!("round {rounds}: {error}"));
