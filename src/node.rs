@@ -8,7 +8,7 @@
 //! | health (a thread of its own) | the routing table | what each endpoint's health check says | with the proxy |
 //! | access log (a thread of its own) | the workers' lines | a file or stdout | after the drain, when all lines are written; given 2 s |
 //! | reopen | SIGHUP | the access log's file, opened again | aborted after the drain |
-//! | cluster (its own tasks) | peers, proposals | the replicated state, its changes | `Cluster::shutdown`; by itself only when its core stops, and then the process ends |
+//! | cluster (its own tasks, on a thread of their own) | peers, proposals | the replicated state, its changes | `Cluster::shutdown`; by itself only when its core stops, and then the process ends |
 //! | publish | `Cluster::changes` | the proxy's table, this node's report | aborted after the drain; if it ends before, as do those below, the process ends |
 //! | heartbeats | beats taken by the admin API | the leader's next tick | aborted after the drain |
 //! | watches | `Cluster::changes` | the watchers at this node | aborted after the drain; open watches are told of the end |
@@ -19,8 +19,9 @@
 //! | admin | its listener | calls of all of the above | told to stop after the drain; open calls get 2 s |
 //! | signals | SIGTERM, SIGINT, SIGHUP | drain, stop at once, reload | with the process |
 //!
-//! Invariants: the data plane has its own threads, so nothing here can delay a request; whatever was started is
-//! stopped in the opposite order. Neighbours: `cli::serve` reads the node file and calls [`run`].
+//! All others share the thread `control`. Invariants: the data plane has its own threads, so nothing here can delay
+//! a request, and the group has its own, so that no call can delay its heartbeats; whatever was started is stopped
+//! in the opposite order. Neighbours: `cli::serve` reads the node file and calls [`run`].
 
 use std::{
     collections::HashMap,
@@ -34,6 +35,7 @@ use arc_swap::ArcSwap;
 use gogate_cluster::{Cluster, ClusterConfig, PeerTls, StartError, Timers, state::State};
 use tokio::{
     net::TcpListener,
+    runtime::{Handle, Runtime},
     signal::unix::{Signal, SignalKind, signal},
     sync::{Notify, watch},
     task::{self, JoinSet},
@@ -62,8 +64,8 @@ pub use crate::control::backup as offline;
 /// What this build calls itself.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 
-/// Threads of the control plane. Two: one call that computes must not hold up the group's heartbeats.
-const CONTROL_THREADS: usize = 2;
+/// How long what was handed to other threads (a folder's fsync, a document's check) may hold up the exit.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// Between two looks at whether there is a quorum, and how long one look may take.
 const QUORUM_PERIOD: Duration = Duration::from_secs(2);
@@ -137,16 +139,19 @@ fn advice(error: &io::Error) -> &'static str {
 /// When it cannot start, or its consensus core stops.
 pub fn run(config: NodeConfig) -> Result<(), NodeError> {
     raise_descriptor_limit();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(CONTROL_THREADS)
-        .thread_name("control")
-        .enable_all()
-        .build()
-        .map_err(NodeError::Process)?;
-    let result = runtime.block_on(live(config));
-    // A blocking task (a folder's fsync, a document's check) must not hold up the exit.
-    runtime.shutdown_timeout(Duration::from_secs(1));
+    // A thread each: a call that computes must not hold up the group's heartbeats, and a second thread for either
+    // costs more in waking each other than it brings.
+    let control = runtime("control")?;
+    let consensus = runtime("consensus")?;
+    let result = control.block_on(live(config, consensus.handle()));
+    control.shutdown_timeout(LINGER);
+    consensus.shutdown_timeout(LINGER);
     result
+}
+
+fn runtime(name: &str) -> Result<Runtime, NodeError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.worker_threads(1).thread_name(name).enable_all().build().map_err(NodeError::Process)
 }
 
 /// A gateway's connections are descriptors: take all that the hard limit gives.
@@ -160,7 +165,7 @@ fn raise_descriptor_limit() {
 }
 
 /// Start, run, drain, stop.
-async fn live(config: NodeConfig) -> Result<(), NodeError> {
+async fn live(config: NodeConfig, consensus: &Handle) -> Result<(), NodeError> {
     let mut signals = Signals::new().map_err(NodeError::Process)?;
     let access_log = AccessLog::open(&config.log.access, config.log.json)
         .map_err(|error| NodeError::AccessLog { target: config.log.access.to_string(), error })?;
@@ -178,10 +183,12 @@ async fn live(config: NodeConfig) -> Result<(), NodeError> {
 
     let cluster_name =
         config.cluster.as_ref().map_or_else(|| config.name.clone(), |cluster| cluster.name.clone());
-    let starting =
-        Cluster::start(cluster_config(&config, cluster_name.clone(), peer_listener, admin_address, peer_tls));
+    let cluster_config =
+        cluster_config(&config, cluster_name.clone(), peer_listener, admin_address, peer_tls);
     let cluster = tokio::select! {
-        started = starting => started?,
+        started = consensus.spawn(Cluster::start(cluster_config)) => {
+            started.map_err(|panic| NodeError::Process(panic.into()))??
+        }
         () = signals.stop() => {
             info!("stopped before the cluster was formed");
             return Ok(());

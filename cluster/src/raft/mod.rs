@@ -303,14 +303,12 @@ impl Core {
 
     /// Resolves when the core task has ended, with the reason.
     pub(crate) async fn stopped(&self) -> String {
-        let mut metrics = self.raft.metrics();
-        loop {
-            if let Err(fatal) = &metrics.borrow_and_update().running_state {
-                return fatal.to_string();
-            }
-            if metrics.changed().await.is_err() {
-                return "the consensus core is gone".to_owned();
-            }
+        // These change seldom, the others with every entry; both end with the core.
+        let mut roles = self.raft.server_metrics();
+        while roles.changed().await.is_ok() {}
+        match &self.raft.metrics().borrow().running_state {
+            Ok(()) => "the consensus core is gone".to_owned(),
+            Err(fatal) => fatal.to_string(),
         }
     }
 
