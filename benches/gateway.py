@@ -1,4 +1,4 @@
-"""What the scripts here share: one gogate node on free ports, an origin, and figures of a process.
+"""What the scripts here share: one gogate node on free ports, an origin, load, and figures of a process.
 
 The node has one worker and is pinned to the first core; everything else belongs on the second (`OTHER_CORE`).
 `GOGATE_BIN` names the binary, default target/dist/gogate if it is there, else target/release/gogate.
@@ -62,6 +62,29 @@ def binary():
     return path
 
 
+def memory_kib(pid, which="VmRSS"):
+    """Resident memory; `VmHWM`: the most that it was."""
+    status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"{which}:\s+(\d+)", status).group(1))
+
+
+def cpu_seconds(pid):
+    """Of the threads that there are."""
+    tasks = pathlib.Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+
+
+def call(admin, method, path, body=None, headers=None, timeout=20):
+    """The status, the headers and the text of one call at `admin`, an address."""
+    connection = http.client.HTTPConnection(admin, timeout=timeout)
+    try:
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, answer.headers, answer.read().decode()
+    finally:
+        connection.close()
+
+
 class Gateway:
     """A node with this document in force; `settings` are variables of the node file."""
 
@@ -81,20 +104,15 @@ class Gateway:
             "GOGATE_GATEWAY_WATCH": "false",
             "GOGATE_DRAIN_WAIT": "0s",
             "GOGATE_DRAIN_DEADLINE": "5s",
-            "GOGATE_LOG_LEVEL": "warn",
+            # No line for each write.
+            "GOGATE_LOG_LEVEL": "warn,audit=off",
         } | settings
         self.process = subprocess.Popen(["taskset", "-c", "0", binary(), "serve"], env=environment)
         for port in ports:
             wait_for(port, self.process)
 
     def call(self, method, path, body=None, headers=None):
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin, timeout=20)
-        try:
-            connection.request(method, path, body, headers or {})
-            answer = connection.getresponse()
-            return answer.status, answer.headers, answer.read().decode()
-        finally:
-            connection.close()
+        return call(f"127.0.0.1:{self.admin}", method, path, body, headers)
 
     def apply(self, document):
         status, _, text = self.call("PUT", "/v1/config", document)
@@ -108,12 +126,10 @@ class Gateway:
         return float(found.group(1)) if found else 0.0
 
     def memory_kib(self):
-        status = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(r"VmRSS:\s+(\d+)", status).group(1))
+        return memory_kib(self.process.pid)
 
     def cpu_seconds(self):
-        tasks = pathlib.Path(f"/proc/{self.process.pid}/task").glob("*/schedstat")
-        return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+        return cpu_seconds(self.process.pid)
 
     def __enter__(self):
         return self
@@ -171,7 +187,7 @@ class Load:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def result(self):
-        """Requests, errors in all and by kind, p50 and p99 in ms."""
+        """Requests, errors in all and by kind, p50 and p99 in ms, and all that it printed."""
         out = self.process.communicate()[0]
         assert self.process.returncode == 0, out
         kinds = {kind: int(count) for kind, count in re.findall(r"(connect|read|write|timeout) (\d+)", out)}
@@ -183,6 +199,7 @@ class Load:
             "kinds": {kind: count for kind, count in kinds.items() if count},
             "p50": milliseconds(percentiles["50"]),
             "p99": milliseconds(percentiles["99"]),
+            "printed": out,
         }
 
 
