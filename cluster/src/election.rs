@@ -133,6 +133,11 @@ impl Election {
         self.out.store(true, Ordering::Release);
     }
 
+    /// Whether a leader was heard lately: within the longest silence before a campaign.
+    pub(crate) fn hears_leader(&self) -> bool {
+        self.heard.silence() <= self.timers.campaign_max
+    }
+
     /// Why this node would not vote for `candidate`, whose log ends there; `None`: it would.
     pub(crate) fn would_vote(
         &self,

@@ -14,7 +14,7 @@ pub struct Status {
     pub cluster_uuid: String,
     /// This node.
     pub node: NodeId,
-    /// Who leads, as far as this node knows.
+    /// Who leads; none while this node hears no leader, who may be dead.
     pub leader: Option<NodeId>,
     /// The current term.
     pub term: u64,
@@ -83,7 +83,7 @@ pub(crate) fn of(node: &Node, cluster_uuid: &str) -> Status {
     Status {
         cluster_uuid: cluster_uuid.to_owned(),
         node: node.id,
-        leader: roles.leader(),
+        leader: roles.leader().filter(|leader| *leader == node.id || node.election.hears_leader()),
         term: progress.term,
         applied: *node.replica.applied().borrow(),
         members,

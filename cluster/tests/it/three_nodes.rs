@@ -117,6 +117,17 @@ async fn a_node_alone_starts_and_shows_what_it_last_knew() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_hears_no_leader_names_none() {
+    let places = places(3);
+    let mut nodes = start_all(&places).await;
+    let leader = leader(&nodes).await;
+    let last = nodes.remove((leader + 1) % 3);
+    shutdown_all(nodes).await;
+    eventually("the dead leader is named no more", || last.status().leader.is_none().then_some(())).await;
+    last.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wiped_node_comes_back_as_another() {
     let places = places(3);
     let mut nodes = start_all(&places).await;
