@@ -307,7 +307,7 @@ fn credentials(config: &NodeConfig) -> Result<Credentials, NodeError> {
     let shows_certificates = config.admin_tls.as_ref().is_some_and(|tls| tls.ca.is_some());
     let tokens = config.admin_tokens_file.as_ref().map(|file| credentials::read_tokens(file));
     let tokens = tokens.transpose().map_err(failed("admin.tokens_file"))?;
-    let access = Arc::new(Access::new(tokens, shows_certificates));
+    let access = Arc::new(Access::new(tokens, shows_certificates, config.admin_change_rate));
     if let Some(file) = &config.admin_tokens_file {
         files.push(Watched::tokens(file.clone(), access.clone()));
     }

@@ -20,6 +20,7 @@ pub(super) const PATHS: &[&str] = &[
     "admin.tls.cert",
     "admin.tls.key",
     "admin.tls.client_ca",
+    "admin.change_rate",
     "peer.listen",
     "peer.advertise",
     "peer.secret_file",

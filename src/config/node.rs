@@ -22,6 +22,8 @@ pub struct NodeConfig {
     pub admin_tokens_file: Option<PathBuf>,
     /// What it is served with; none: without TLS.
     pub admin_tls: Option<TlsFiles>,
+    /// Changes of the document and of the cluster that a caller may ask this node for each second; at least 1.
+    pub admin_change_rate: u32,
     /// Where other nodes reach this one's gRPC service from, and where it listens.
     pub peer_listen: SocketAddr,
     /// `host:port` told to the other nodes; the listen address unless set.

@@ -27,7 +27,7 @@ pub(super) const TOP: Keys = Keys {
     later: &["telemetry"],
 };
 const NODE: Keys = Keys { known: &["name", "data_dir", "workers"], later: &[] };
-const ADMIN: Keys = Keys { known: &["listen", "tokens_file", "tls"], later: &[] };
+const ADMIN: Keys = Keys { known: &["listen", "tokens_file", "tls", "change_rate"], later: &[] };
 const ADMIN_TLS: Keys = Keys { known: &["cert", "key", "client_ca"], later: &[] };
 const PEER: Keys = Keys { known: &["listen", "advertise", "secret_file", "tls"], later: &[] };
 const PEER_TLS: Keys = Keys { known: &["cert", "key", "ca"], later: &[] };
@@ -35,6 +35,9 @@ const CLUSTER: Keys = Keys { known: &["name", "expect", "peers", "role", "join"]
 const GATEWAY: Keys = Keys { known: &["file", "watch"], later: &[] };
 const DRAIN: Keys = Keys { known: &["wait", "deadline"], later: &[] };
 const LOG: Keys = Keys { known: &["level", "format", "access"], later: &[] };
+
+/// More than a cluster takes in: documents take effect one after the other.
+const CHANGE_RATE_DEFAULT: u32 = 50;
 
 /// A secret is a line, not a book: a larger file is the wrong one.
 const SECRET_BYTES_MAX: usize = 4096;
@@ -124,6 +127,7 @@ struct NodeFile {
     admin_listen: Option<SocketAddr>,
     admin_tokens_file: Option<PathBuf>,
     admin_tls: Option<TlsFiles>,
+    admin_change_rate: Option<u32>,
     peer_listen: Option<SocketAddr>,
     peer_advertise: Option<String>,
     peer_secret_file: Option<PathBuf>,
@@ -178,6 +182,9 @@ fn read<'a>(root: &'a Node, report: &'a Report) -> Option<(NodeFile, Sections<'a
         admin_listen: get("admin", "listen").and_then(listen),
         admin_tokens_file: get("admin", "tokens_file").and_then(path),
         admin_tls: get("admin", "tls").and_then(|field| tls(field, ADMIN_TLS, "client_ca", false)),
+        admin_change_rate: get("admin", "change_rate")
+            .and_then(|f| f.integer(1, 1_000_000))
+            .and_then(|rate| u32::try_from(rate).ok()),
         peer_listen: get("peer", "listen").and_then(listen),
         peer_advertise: get("peer", "advertise").and_then(reach),
         peer_secret_file: get("peer", "secret_file").and_then(path),
@@ -379,6 +386,7 @@ fn resolve(
         admin_listen,
         admin_tokens_file: file.admin_tokens_file,
         admin_tls: file.admin_tls,
+        admin_change_rate: file.admin_change_rate.unwrap_or(CHANGE_RATE_DEFAULT),
         peer_tls: file.peer_tls,
         peer_listen,
         peer_advertise,

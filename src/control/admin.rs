@@ -17,6 +17,7 @@ mod grpc;
 mod health;
 mod members;
 mod once;
+mod rate;
 mod services;
 mod watch;
 
@@ -133,6 +134,7 @@ async fn route(
     }
     let caller = &*asked.caller.insert(access.identify(route, &head.headers, origin)?);
     caller.check_role(route)?;
+    access.check_rate(route, caller)?;
     match (route.method, parts) {
         ("POST", ["v1", "services"]) => services::register(context, caller, head, body).await,
         ("GET", ["v1", "services"]) => services::list(context, head).await,

@@ -278,6 +278,28 @@ fn who_guesses_tokens_is_not_listened_to_for_a_while() {
 }
 
 #[test]
+fn who_asks_for_changes_too_fast_is_told_when_to_come_back() {
+    let node =
+        Guarded::start_with(|content| content.replacen("admin:   { ", "admin:   { change_rate: 1, ", 1));
+    let put = |role: &str| {
+        let bearer = format!("Bearer {}", node.token(role));
+        call(node.admin(), "PUT", "/v1/config", &[("authorization", bearer.as_str())], "routes: []\n")
+            .unwrap()
+    };
+    assert_eq!(put("write").status, 200);
+    let refused = (0..100).map(|_| put("write")).find(|answer| answer.status != 200).unwrap();
+    assert_eq!(refused.status, 429, "{}", refused.text());
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(refused.text().contains("write from 127.0.0.1 asks for more changes than the 1 a second"));
+    node.logs(&["audit: refused", "by=\"write\"", "path=/v1/config", "outcome=429"]);
+    assert_eq!(put("admin").status, 200, "whom others do not hold up");
+    for number in 0..20 {
+        let body = format!(r#"{{"id":"i{number}","name":"api","address":"h:1"}}"#);
+        assert_eq!(node.json("write", "POST", "/v1/services", &body).0, 201, "instances are not counted");
+    }
+}
+
+#[test]
 fn changes_and_refusals_are_audited_by_name() {
     // Whatever else is silenced.
     let node = Guarded::start_with(|content| format!("{content}log: {{ level: warn }}\n"));

@@ -65,7 +65,7 @@ fn without_a_file_a_node_is_alone_and_on_loopback() {
 fn a_file_with_every_key_becomes_what_it_says() {
     let node = loaded(&Input {
         file: "node: { name: n1, data_dir: /var/lib/gogate, workers: 3 }
-admin: { listen: 127.0.0.1:1 }
+admin: { listen: 127.0.0.1:1, change_rate: 7 }
 peer: { listen: '0.0.0.0:2', advertise: 'n1.internal:2', secret_file: HERE/secret }
 cluster: { name: demo, expect: 3, peers: ['n1.internal:2', 'n2.internal:2', 'n3.internal:2'], role: learner }
 bind: { web: 127.0.0.1:8081 }
@@ -78,6 +78,7 @@ log: { level: 'gogate=debug,warn', format: json, access: /var/log/gogate/access.
     assert_eq!(node.name, "n1");
     assert_eq!(node.data_dir, Path::new("/var/lib/gogate"));
     assert_eq!(node.workers, 3);
+    assert_eq!((node.admin_listen.port(), node.admin_change_rate), (1, 7));
     assert_eq!(node.peer_listen, "0.0.0.0:2".parse().unwrap());
     assert_eq!(node.peer_advertise, "n1.internal:2");
     assert_eq!(node.peer_secret, Some(Secret("s3cret".into())));
@@ -205,9 +206,10 @@ fn variables_of_the_command_line_and_of_kubernetes_are_left_alone() {
 #[test]
 fn unknown_keys_later_keys_and_documents_are_refused() {
     check_file(
-        "nodes: {}\nadmin: { tls: { cert: y } }\ntelemetry: { otlp_endpoint: z }\npeer: { tls: }\n",
+        "nodes: {}\nadmin: { tls: { cert: y }, change_rate: 0 }\ntelemetry: { otlp_endpoint: z }\npeer: { tls: }\n",
         "f:1: nodes: unknown key `nodes` (did you mean `node`?)
          f:2: admin.tls: `key` is missing (add key: a file in PEM)
+         f:2: admin.change_rate: expected a whole number from 1 to 1000000, found the number 0
          f:3: telemetry: `telemetry` is not supported by this build yet (remove it)",
     );
     check_input(

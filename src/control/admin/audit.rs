@@ -50,7 +50,7 @@ impl Asked {
         }
         let name = self.caller.as_ref().and_then(Caller::name);
         let mut last = false;
-        if refused && name.is_none() {
+        if refused && (name.is_none() || status == StatusCode::TOO_MANY_REQUESTS) {
             match access.tells(origin) {
                 None => return,
                 Some(is_last) => last = is_last,

@@ -18,7 +18,10 @@ use http::{HeaderMap, Method, header};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::error::ApiError;
+use super::{
+    error::ApiError,
+    rate::{ChangeRate, Counted},
+};
 use crate::config::{
     problem::shown,
     tokens::{Credential, Proof, Role},
@@ -111,6 +114,7 @@ pub struct Caller {
 pub struct Access {
     known: ArcSwap<Known>,
     refused: Mutex<Refused>,
+    changes: ChangeRate,
 }
 
 #[derive(Debug)]
@@ -176,20 +180,28 @@ impl Route {
         let is_change = self.method != "GET" && !self.path.ends_with("/heartbeat");
         is_change || self.path == "/v1/cluster/backup"
     }
+
+    /// Whether a caller may ask for it so many times a second only: it is read, compiled or agreed on by all nodes.
+    /// A node's way out is always open.
+    fn is_counted(&self) -> bool {
+        self.method != "GET" && self.needs >= Some(Role::Write) && self.path != "/v1/node/drain"
+    }
 }
 
 // === impl Access ===
 
 impl Access {
-    /// `listed`: the tokens file's content, if there is one; `certificates`: whether clients can show one.
+    /// `listed`: the tokens file's content, if there is one; `certificates`: whether clients can show one;
+    /// `change_rate`: changes of the document and of the cluster that a caller may ask for each second.
     #[must_use]
-    pub fn new(listed: Option<Vec<Credential>>, certificates: bool) -> Self {
+    pub fn new(listed: Option<Vec<Credential>>, certificates: bool, change_rate: u32) -> Self {
         let known = match (listed, certificates) {
             (Some(listed), _) => Known::listed(listed),
             (None, true) => Known::Certificates,
             (None, false) => Known::Anyone,
         };
-        Self { known: ArcSwap::from_pointee(known), refused: Mutex::default() }
+        let (known, changes) = (ArcSwap::from_pointee(known), ChangeRate::new(change_rate));
+        Self { known, refused: Mutex::default(), changes }
     }
 
     /// From now on these may call, and nobody else.
@@ -263,6 +275,22 @@ impl Access {
             self.refused().guessed(address, guess, Instant::now());
             let detail = "the token is not known to this node";
             ApiError::Unauthenticated { detail: detail.into(), is_wrong: true }
+        })
+    }
+
+    /// Refuses a change to whoever asks for them too fast.
+    pub(super) fn check_rate(&self, route: &Route, caller: &Caller) -> Result<(), ApiError> {
+        if !route.is_counted() {
+            return Ok(());
+        }
+        let counted = match caller.name() {
+            Some(name) => Counted::Named(name.to_owned()),
+            None => Counted::From(network(caller.address)),
+        };
+        self.changes.take(counted, Instant::now()).map_err(|too_fast| ApiError::TooManyChanges {
+            caller: caller.to_string(),
+            per_second: too_fast.per_second,
+            seconds: too_fast.wait.as_secs() + 1,
         })
     }
 
@@ -441,7 +469,7 @@ mod tests {
             hash("reading"),
             hash("registering")
         );
-        Access::new(Some(tokens::parse(&text).unwrap()), true)
+        Access::new(Some(tokens::parse(&text).unwrap()), true, 1)
     }
 
     fn row(method: &'static str, path: &'static str) -> &'static Route {

@@ -50,6 +50,18 @@ pub enum ApiError {
         /// Until one is looked at again.
         seconds: u64,
     },
+    /// The caller asks for changes too fast.
+    #[error(
+        "{caller} asks for more changes than the {per_second} a second of `admin.change_rate`: come back in {seconds} s; nothing was done"
+    )]
+    TooManyChanges {
+        /// Who it is.
+        caller: String,
+        /// How many it may ask for.
+        per_second: u32,
+        /// Until it may ask again.
+        seconds: u64,
+    },
     /// The body is not in a format that the call takes.
     #[error("the body of this call is JSON: send `Content-Type: application/json`")]
     MediaType,
@@ -154,6 +166,9 @@ impl ApiError {
             Self::TooManyGuesses { .. } => {
                 (StatusCode::TOO_MANY_REQUESTS, "too many wrong tokens", "too-many")
             }
+            Self::TooManyChanges { .. } => {
+                (StatusCode::TOO_MANY_REQUESTS, "too many changes", "too-many-changes")
+            }
             Self::MediaType => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported media type", "media-type"),
             Self::NotFound(_) => (StatusCode::NOT_FOUND, "not found", "not-found"),
             Self::Method { .. } => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed", "method"),
@@ -215,7 +230,7 @@ impl ApiError {
                 };
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(challenge));
             }
-            Self::TooManyGuesses { seconds } => {
+            Self::TooManyGuesses { seconds } | Self::TooManyChanges { seconds, .. } => {
                 headers.insert(header::RETRY_AFTER, HeaderValue::from(*seconds));
             }
             Self::Unavailable(_) => {
