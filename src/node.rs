@@ -10,7 +10,7 @@
 //! | reopen | SIGHUP | the access log's file, opened again | aborted after the drain |
 //! | cluster (its own tasks, on a thread of their own) | peers, proposals | the replicated state, its changes | `Cluster::shutdown`; by itself only when its core stops, and then the process ends |
 //! | publish | `Cluster::changes` | the proxy's table, this node's report | aborted after the drain; if it ends before, as do those below, the process ends |
-//! | heartbeats | beats taken by the admin API | the leader's next tick | aborted after the drain |
+//! | heartbeats | beats that callers of the admin API wait for | the leader's inbox, its answers | aborted after the drain |
 //! | watches | `Cluster::changes` | the watchers at this node | aborted after the drain; open watches are told of the end |
 //! | credentials | SIGHUP, the files of tokens and certificates | who may call | aborted after the drain |
 //! | reload | SIGHUP, the gateway file | proposals | aborted after the drain |
@@ -49,7 +49,7 @@ use crate::{
         admin::{self, Context, auth::Access},
         credentials::{self, Watched},
         drain::{self, Drain},
-        heartbeats::Heartbeats,
+        heartbeats,
         publish::{Published, Publisher},
         reload::Reload,
         watch::Watches,
@@ -204,7 +204,7 @@ async fn live(config: NodeConfig, consensus: &Handle) -> Result<(), NodeError> {
     let proxy = Arc::new(proxy.map_err(NodeError::Proxy)?);
 
     let published = Arc::new(Published::default());
-    let heartbeats = Arc::new(Heartbeats::new());
+    let (heartbeats, forwarder) = heartbeats::channel();
     let (caught_up, has_caught_up) = watch::channel(false);
     let publisher = Publisher::new(cluster.clone(), proxy.clone(), published.clone());
     let mut tasks = Tasks::default();
@@ -219,10 +219,7 @@ async fn live(config: NodeConfig, consensus: &Handle) -> Result<(), NodeError> {
     let drain = Arc::new(Drain::new(cluster.clone(), proxy.clone()));
     tasks.spawn("drain", drain.clone().run());
     tasks.spawn("quorum", watch_quorum(cluster.clone(), caught_up));
-    tasks.spawn("heartbeats", {
-        let (heartbeats, cluster) = (heartbeats.clone(), cluster.clone());
-        async move { heartbeats.forward(&cluster).await }
-    });
+    tasks.spawn("heartbeats", forwarder.run(cluster.clone()));
     if let Some(log) = &access_log {
         let (log, mut hangup) = (log.handle(), signal(SignalKind::hangup()).map_err(NodeError::Process)?);
         tasks.spawn("reopen", async move {

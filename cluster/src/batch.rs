@@ -384,6 +384,10 @@ impl Batcher {
         let mut flight = Flight { commands: Vec::new(), waiting: Vec::new() };
         let mut bytes = 0;
         while let Some(mut next) = self.pending.pop_front() {
+            if next.answer.is_closed() {
+                // Whoever gave it up may have gone on: a tick that was given up must not follow the next one.
+                continue;
+            }
             let fits = flight.commands.len() + next.commands.len() <= BATCH_COMMANDS_MAX
                 && bytes + next.bytes <= BATCH_BYTES_MAX;
             if !fits && !flight.commands.is_empty() {

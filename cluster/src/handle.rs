@@ -18,7 +18,7 @@ use crate::{
     bootstrap::{self, Door, Facts},
     bugs,
     figures::Figures,
-    forward, manage,
+    heartbeats, manage,
     manage::ManageError,
     node::{Node, Report, Tasks, open_node},
     raft::{self, Links, Replica},
@@ -334,9 +334,11 @@ impl Cluster {
     }
 
     /// Passes on to the leader which instances were heard from; it puts them into its next tick. `age_ms` is
-    /// how long ago each was heard. On an error the caller keeps them and passes them on again, older.
-    pub async fn forward_heartbeats(&self, heartbeats: Vec<Heartbeat>) -> Result<(), ProposeError> {
-        forward::heartbeats(&self.inner.node, heartbeats).await
+    /// how long ago each was heard. Returns the places of those whose instance is not there, or lives another life; the
+    /// others live for a TTL from when they were heard, whoever leads. Tried once, for less than a second; on an error
+    /// the caller passes them on again, older, or says what the error says.
+    pub async fn forward_heartbeats(&self, heartbeats: Vec<Heartbeat>) -> Result<Vec<usize>, ProposeError> {
+        heartbeats::pass_on(&self.inner.node, heartbeats).await
     }
 
     /// Has another voter lead: `to`, or whichever is best. Returns who leads then. Any node takes this call and

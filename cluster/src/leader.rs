@@ -2,49 +2,33 @@
 //!
 //! Job: about once a second propose a tick with the heartbeats that arrived at any node since; see that every
 //! founder is admitted and that a change of voters which a dead leader began is finished. Invariants: all of
-//! it is proposed, nothing is done; a node that was deposed meanwhile proposes in vain. Neighbours: `batch`
-//! fills in the time, `state::clock` says why a late tick is harmless and an early one cannot be.
+//! it is proposed, nothing is done; a node that was deposed meanwhile proposes in vain. Neighbours: `heartbeats`
+//! has the inbox, `batch` fills in the time, `state::clock` says why a late tick is harmless and an early one cannot be.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use tokio::sync::watch;
 
 use crate::{
-    batch::{Proposer, heartbeat_weight},
+    batch::Proposer,
+    heartbeats::Inbox,
     members,
     raft::{Core, Replica, Roles},
-    state::{Command, ELAPSED_MS_MAX, Heartbeat, NewNode, SPREAD_TICKS, TICK_PERIOD},
+    state::{Command, ELAPSED_MS_MAX, NewNode, SPREAD_TICKS, TICK_PERIOD},
 };
 
 /// How often a leader that no majority hears looks whether one does again.
 const SILENCE_PERIOD: Duration = Duration::from_millis(50);
-
-/// Instances whose beat waits for the next tick; beyond, a forwarder is told to come again.
-const INBOX_MAX: usize = 500_000;
 
 /// A tick that is not agreed on by then is given up; the next one carries its time and its heartbeats.
 const TICK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Heartbeats of one tick: well within an entry, which must reach a follower within a Raft heartbeat.
 const TICK_BYTES_MAX: usize = 768 << 10;
-
-/// The heartbeats that wait for the next tick.
-pub(crate) struct Inbox {
-    /// By chance: a leader that starts again, even in the same term, has another one.
-    id: u64,
-    roles: Roles,
-    beats: Mutex<BTreeMap<Arc<str>, Beat>>,
-}
-
-struct Beat {
-    epoch: u64,
-    heard: Instant,
-}
 
 /// The leader's duties; idle on every other node.
 pub(crate) struct Duties {
@@ -54,77 +38,6 @@ pub(crate) struct Duties {
     inbox: Arc<Inbox>,
     /// The services that were reported to expire over several ticks.
     spread: Mutex<BTreeSet<Arc<str>>>,
-}
-
-// === impl Inbox ===
-
-impl Inbox {
-    pub(crate) fn new(roles: Roles) -> Self {
-        Self { id: rand::random(), roles, beats: Mutex::default() }
-    }
-
-    /// Takes in beats, each of which was heard its `age_ms` before `now`. Of one instance the newest counts.
-    /// Returns this inbox's id.
-    pub(crate) fn put(&self, heartbeats: Vec<Heartbeat>, now: Instant) -> Result<u64, String> {
-        if self.roles.leading().is_none() {
-            return Err("this node is not the leader".to_owned());
-        }
-        let mut beats = self.beats();
-        if beats.len() + heartbeats.len() > INBOX_MAX {
-            return Err("too many heartbeats wait for the next tick".to_owned());
-        }
-        for Heartbeat { id, epoch, age_ms } in heartbeats {
-            // A clock that began less than that ago: as old as can be told.
-            let heard = now.checked_sub(Duration::from_millis(age_ms)).unwrap_or(now);
-            keep_newest(&mut beats, id, Beat { epoch, heard });
-        }
-        Ok(self.id)
-    }
-
-    fn beats(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Beat>> {
-        self.beats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self) -> BTreeMap<Arc<str>, Beat> {
-        mem::take(&mut self.beats())
-    }
-
-    /// The tick did not happen: its beats wait for the next one, unless newer ones came.
-    fn put_back(&self, taken: BTreeMap<Arc<str>, Beat>) {
-        let mut beats = self.beats();
-        for (id, beat) in taken {
-            keep_newest(&mut beats, id, beat);
-        }
-    }
-}
-
-// === impl Beat ===
-
-impl Beat {
-    fn aged(&self, id: &Arc<str>, now: Instant) -> Heartbeat {
-        let age_ms = u64::try_from(now.duration_since(self.heard).as_millis()).unwrap_or(u64::MAX);
-        Heartbeat { id: id.clone(), epoch: self.epoch, age_ms }
-    }
-}
-
-/// Leaves in `beats` what fits one tick of `bytes_max`, at least one, and returns the others.
-fn split_off_rest(beats: &mut BTreeMap<Arc<str>, Beat>, bytes_max: usize) -> BTreeMap<Arc<str>, Beat> {
-    let mut bytes = 0;
-    let first_too_many = beats.keys().enumerate().find(|(at, id)| {
-        bytes += heartbeat_weight(id);
-        *at > 0 && bytes > bytes_max
-    });
-    match first_too_many.map(|(_, id)| id.clone()) {
-        Some(id) => beats.split_off(&id),
-        None => BTreeMap::new(),
-    }
-}
-
-fn keep_newest(beats: &mut BTreeMap<Arc<str>, Beat>, id: Arc<str>, beat: Beat) {
-    let newest = beats.get(&id).is_none_or(|kept| (kept.epoch, kept.heard) < (beat.epoch, beat.heard));
-    if newest {
-        beats.insert(id, beat);
-    }
 }
 
 // === impl Duties ===
@@ -179,23 +92,21 @@ impl Duties {
     /// All beats, in as many ticks as they need. Only the last one carries time: an earlier one would let those
     /// expire whose beats are in a later one. Beats that come meanwhile are in the last one, too.
     async fn tick(&self) {
+        let number = self.inbox.begin_tick();
         loop {
-            let mut beats = self.inbox.take();
-            let rest = split_off_rest(&mut beats, TICK_BYTES_MAX);
-            let last = rest.is_empty();
-            self.inbox.put_back(rest);
-            let now = Instant::now();
-            let heartbeats = beats.iter().map(|(id, beat)| beat.aged(id, now)).collect();
-            let tick = Command::Tick { elapsed_ms: if last { ELAPSED_MS_MAX } else { 0 }, heartbeats };
+            let (part, is_last) = self.inbox.take(TICK_BYTES_MAX);
+            let elapsed_ms = if is_last { ELAPSED_MS_MAX } else { 0 };
+            let tick = Command::Tick { elapsed_ms, heartbeats: part.heartbeats() };
             if let Err(error) = self.proposer.propose_as_leader(vec![tick], TICK_TIMEOUT).await {
-                // Whoever leads next is told of its heartbeats by those who told this node.
+                // Whoever leads next is told of its heartbeats by those who remember them.
                 if self.core.roles().leading().is_some() {
                     tracing::warn!(%error, "a tick was not agreed on, its heartbeats wait for the next one");
                 }
-                self.inbox.put_back(beats);
+                self.inbox.put_back(part);
                 return;
             }
-            if last {
+            if is_last {
+                self.inbox.note_ticked(number);
                 self.report_spread();
                 return;
             }

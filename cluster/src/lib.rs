@@ -20,6 +20,7 @@ mod election;
 mod figures;
 mod forward;
 mod handle;
+mod heartbeats;
 mod leader;
 mod manage;
 mod members;

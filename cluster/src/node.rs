@@ -1,7 +1,7 @@
 //! A node that is part of a cluster: everything that runs once it has an identity.
 //!
 //! Job: owns the parts and their tasks. Tasks, all stopped by `stop` and awaited by [`Tasks::end`]: the batcher,
-//! the rounds of reads, the campaigns, the leader's duties, the news for new leaders (`forward`), the first
+//! the rounds of reads, the campaigns, the leader's duties, the news for new leaders (`heartbeats`), the first
 //! start's end (`bootstrap`), the way to a vote and out of the group (`members`), the peers' server. Neighbours: `handle` is the
 //! callers' side of it, `raft::server` the peers'.
 
@@ -19,9 +19,9 @@ use crate::{
     bootstrap::{self, Door, Facts},
     election::{Election, Heard},
     figures::Durations,
-    forward::{self, Told},
     handle::{StartError, Timers},
-    leader::{Duties, Inbox},
+    heartbeats::{self, Inbox, Told},
+    leader::Duties,
     members::{self, Admission},
     raft::{CommittedKeeper, Core, Links, RaftLog, Replica, StateMachine},
     reads::{Reader, Rounds},
@@ -180,7 +180,7 @@ impl Parts {
         tasks.spawn(duties.run(stop.clone()));
         tasks.spawn(node.election.clone().run(stop.clone()));
         tasks.spawn(until(stop.clone(), Activation::new(node.clone()).run()));
-        tasks.spawn(until(stop.clone(), forward::tell_new_leaders(node.clone())));
+        tasks.spawn(until(stop.clone(), heartbeats::tell_new_leaders(node.clone())));
         tasks.spawn(until(stop.clone(), bootstrap::complete_forming(door.clone(), node.clone())));
         tasks.spawn(until(stop.clone(), members::seek_certainty(door.clone(), node.clone())));
         if !learner {

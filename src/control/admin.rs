@@ -55,7 +55,7 @@ pub struct Context {
     /// What this node runs.
     pub published: Arc<Published>,
     /// Where beats go.
-    pub heartbeats: Arc<Heartbeats>,
+    pub heartbeats: Heartbeats,
     /// Who watches at this node.
     pub watches: Arc<Watches>,
     /// This node's way out.

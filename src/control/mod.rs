@@ -11,7 +11,7 @@
 //!
 //! The life of a registration: `admin::services` checks and proposes it; `publish` on every node puts the
 //! endpoint into the one service that it belongs to. Heartbeats take neither path: [`heartbeats`] gathers them
-//! and tells the leader once a second. [`watch`] hears of every change, too, and tells whoever watches.
+//! into messages to the leader. [`watch`] hears of every change, too, and tells whoever watches.
 //!
 //! Invariants: only `publish` writes the proxy's table; nothing here is awaited by a request; every wait has a
 //! deadline. Deliberately absent: any way for the proxy to ask the cluster.

@@ -1,7 +1,8 @@
 //! Three nodes: register anywhere, proxy everywhere, reload once, lose a node.
 
 use std::{
-    net::SocketAddr,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
     sync::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -254,6 +255,43 @@ fn has_all(cluster: &TestCluster, node: usize, expected: &std::collections::BTre
             other => Err(format!("{other:?}")),
         }
     });
+}
+
+#[test]
+fn a_node_that_slept_takes_no_beat_of_what_expired_meanwhile() {
+    const CALLS: usize = 20;
+    let cluster = TestCluster::start(NODES);
+    let leader = cluster.leader();
+    let (sleeper, awake) = ((leader + 1) % NODES, (leader + 2) % NODES);
+    let body = r#"{"id":"mortal","name":"s","address":"127.0.0.1:9","ttl":"1s"}"#;
+    assert_eq!(json(cluster.admin(sleeper), "POST", "/v1/services", body).0, 201);
+    assert_eq!(json(cluster.admin(sleeper), "PUT", "/v1/services/mortal/heartbeat", "").0, 200);
+    cluster.signal(sleeper, rustix::process::Signal::STOP);
+    eventually(CATCH_UP, "it expires", || {
+        match json(cluster.admin(awake), "GET", "/v1/services/mortal", "") {
+            (404, _) => Ok(()),
+            (status, seen) => Err(format!("{status} {seen}")),
+        }
+    });
+    // They lie in the sockets of the node that sleeps, and are what it finds when it wakes up.
+    let mut calls: Vec<TcpStream> = (0..CALLS)
+        .map(|_| {
+            let mut stream = TcpStream::connect(cluster.admin(sleeper)).unwrap();
+            stream.set_read_timeout(Some(CATCH_UP)).unwrap();
+            stream
+                .write_all(
+                    b"PUT /v1/services/mortal/heartbeat HTTP/1.1\r\nHost: n\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+                )
+                .unwrap();
+            stream
+        })
+        .collect();
+    cluster.signal(sleeper, rustix::process::Signal::CONT);
+    for stream in &mut calls {
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    }
 }
 
 #[test]

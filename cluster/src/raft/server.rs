@@ -1,7 +1,7 @@
 //! The peers' calls.
 //!
 //! Job: checks who calls and whom they mean, then hands each call to its owner: Raft's own to the core, the
-//! others to `batch`, `reads`, `leader`, `bootstrap` and `members`. Invariants: nothing of a message is looked
+//! others to `batch`, `reads`, `heartbeats`, `bootstrap` and `members`. Invariants: nothing of a message is looked
 //! at before its metadata; a refusal is logged once for each kind and not once per call; what is refused with
 //! `FAILED_PRECONDITION` or `RESOURCE_EXHAUSTED` has certainly not been written.
 
@@ -10,7 +10,7 @@ use std::{
     io,
     net::TcpListener,
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures_util::stream;
@@ -24,13 +24,8 @@ use tonic::{Request, Response, Status, transport::Server};
 
 use super::{Core, convert, stream::Shown};
 use crate::{
-    activation,
-    bootstrap::Door,
-    handle::ProposeError,
-    node::Node,
-    state::{Command, Heartbeat},
-    storage::codec,
-    tls::PeerTls,
+    activation, bootstrap::Door, handle::ProposeError, heartbeats, node::Node, state::Command,
+    storage::codec, tls::PeerTls,
 };
 
 pub(super) const META_SECRET: &str = "gogate-secret";
@@ -198,6 +193,13 @@ fn stopped(error: &impl std::fmt::Display) -> Status {
     Status::unavailable(format!("this node has stopped: {error}"))
 }
 
+fn not_proposed(error: ProposeError) -> Status {
+    match error {
+        ProposeError::NotDone { reason } => Status::failed_precondition(reason),
+        ProposeError::Unknown { .. } => Status::deadline_exceeded(error.to_string()),
+    }
+}
+
 #[tonic::async_trait]
 impl Peer for Service {
     async fn append_entries(
@@ -326,11 +328,7 @@ impl Peer for Service {
             commands.push(command);
         }
         let timeout = Duration::from_millis(message.timeout_ms).min(TIMEOUT_MAX);
-        let outcomes =
-            node.proposer.propose_as_leader(commands, timeout).await.map_err(|error| match error {
-                ProposeError::NotDone { reason } => Status::failed_precondition(reason),
-                ProposeError::Unknown { .. } => Status::deadline_exceeded(error.to_string()),
-            })?;
+        let outcomes = node.proposer.propose_as_leader(commands, timeout).await.map_err(not_proposed)?;
         Ok(Response::new(v1::ProposeReply { outcomes: outcomes.iter().map(codec::encode).collect() }))
     }
 
@@ -354,13 +352,17 @@ impl Peer for Service {
                 "more than {HEARTBEATS_MAX} heartbeats in one call"
             )));
         }
-        let heartbeats = message
-            .heartbeats
-            .into_iter()
-            .map(|beat| Heartbeat { id: beat.id.into(), epoch: beat.epoch, age_ms: beat.age_ms })
-            .collect();
-        let inbox = node.inbox.put(heartbeats, Instant::now()).map_err(Status::failed_precondition)?;
-        Ok(Response::new(v1::HeartbeatsReply { inbox }))
+        let reply = heartbeats::take_passed_on(&node, message.heartbeats).await;
+        Ok(Response::new(reply.map_err(not_proposed)?))
+    }
+
+    async fn keep_heartbeats(
+        &self,
+        request: Request<v1::KeepHeartbeatsRequest>,
+    ) -> Result<Response<v1::KeepHeartbeatsReply>, Status> {
+        let node = self.check(&request)?;
+        heartbeats::keep_for_leader(&node, request.into_inner());
+        Ok(Response::new(v1::KeepHeartbeatsReply {}))
     }
 
     async fn identify(

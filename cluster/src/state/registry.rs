@@ -34,8 +34,8 @@ pub struct Instance {
     pub epoch: u64,
 }
 
-/// How long a beat that came in time may be on its way to the leader's tick. Nodes tell the leader of beats
-/// every quarter of a second; with a tick a second this makes an expiry at most 1.5 s late, never early.
+/// How long a beat that came in time may be on its way to the leader's inbox. With a tick a second this makes an
+/// expiry at most 1.5 s late, never early.
 pub const EXPIRY_GRACE_MS: u64 = 500;
 
 /// When more than half of a service is due at one tick, it is more likely cut off than dead: it expires over so many

@@ -1,7 +1,7 @@
 //! `/v1/services`: register, list, get, deregister, heartbeat.
 //!
-//! Invariants: what is proposed was checked and is bounded; a heartbeat costs no log entry and is answered
-//! from this node's own state; a call that waits for a change waits no longer than it said. Neighbours:
+//! Invariants: what is proposed was checked and is bounded; a heartbeat costs no log entry and is answered with what
+//! the leader says; a call that waits for a change waits no longer than it said. Neighbours:
 //! `heartbeats` carries the beats to the leader, `control::watch` says when something changed.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     config::{check_name, parse_duration, problem::shown, reach},
     control::{
-        heartbeats::Taken,
+        heartbeats::Heard,
         watch::{Event, Form, Told, Watcher},
     },
 };
@@ -222,27 +222,25 @@ pub(super) async fn heartbeat(
     id: &str,
     head: &Parts,
 ) -> Result<Answer, ApiError> {
-    let timeout = Query::new(head.uri.query(), &[])?.timeout()?;
+    let deadline = Query::new(head.uri.query(), &[])?.deadline()?;
     let look = || {
         context.cluster.read(|state| state.registry().get(id).cloned().map(|found| (found, state.index())))
     };
-    let (instance, index) = match look() {
-        Some(found) => found,
-        None => {
+    let mut seen = look();
+    let (instance, index) = loop {
+        if seen.is_none() {
             // This node may only be behind: it says 404 when it knows that nobody has it.
-            context.cluster.linearizable(timeout).await?;
-            look().ok_or_else(|| unknown(id))?
+            context.cluster.linearizable(left(deadline)).await?;
+            seen = look();
+        }
+        let (instance, index) = seen.ok_or_else(|| unknown(id))?;
+        caller.check_service(&instance.name)?;
+        match context.heartbeats.beat(&instance, deadline).await? {
+            Heard::Lives => break (instance, index),
+            // Or it was registered anew, and this node is behind.
+            Heard::Gone => seen = None,
         }
     };
-    caller.check_service(&instance.name)?;
-    match context.heartbeats.take(&instance) {
-        Taken::Noted => {}
-        Taken::CutOff => {
-            let detail = "this node has not reached a leader for a while, so nothing is renewed through it: beat at another node";
-            return Err(ApiError::Unavailable(detail.into()));
-        }
-        Taken::Full => return Err(ApiError::Unavailable("too many heartbeats wait for the leader".into())),
-    }
     let expires_in_ms = (instance.ttl_ms > 0).then_some(instance.ttl_ms);
     let epoch = instance.epoch;
     if form(head) == Form::Grpc {
