@@ -29,7 +29,7 @@
 //!
 //! Invariants: a call that may have changed something is never sent twice, unless twice changes no more than
 //! once: the next node is tried only if this one did not get it, or said that nothing was written; what broke
-//! off in between is [`Error::Unknown`]. The node that answered last is asked first. Deliberately absent: a pool
+//! off in between, or was answered with 504, is [`Error::Unknown`]. The node that answered last is asked first. Deliberately absent: a pool
 //! of connections, a list of CAs, and anything that knows how a node works inside: this file and its folder use `config`
 //! for the spelling of addresses and durations, and nothing else of gogate. The command line uses this client.
 
@@ -269,9 +269,16 @@ impl Client {
         let mut refusal = None;
         for (place, node) in self.in_turn() {
             match self.attempt(node, call).await {
-                // It says that nothing was written: another one may have a quorum.
-                Tried::Answered(reply) if reply.status == StatusCode::SERVICE_UNAVAILABLE => {
-                    refusal = Some(reply);
+                // It says that nothing was written, so another one may have a quorum; or that nobody knows, so another
+                // one may be asked what may be asked twice.
+                Tried::Answered(reply)
+                    if reply.status == StatusCode::SERVICE_UNAVAILABLE
+                        || call.repeatable && reply.status == StatusCode::GATEWAY_TIMEOUT =>
+                {
+                    let leaves_open = |refusal: &Reply| refusal.status == StatusCode::GATEWAY_TIMEOUT;
+                    if !refusal.as_ref().is_some_and(leaves_open) {
+                        refusal = Some(reply);
+                    }
                 }
                 Tried::Answered(reply) => {
                     self.last.store(place, Ordering::Relaxed);

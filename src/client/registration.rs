@@ -16,6 +16,9 @@ use super::{Call, Client, Error, instance_path};
 /// Between two tries while no node takes the registration.
 const RETRY: Duration = Duration::from_millis(250);
 
+/// The most that a node is given to have a beat taken: its own default.
+const BEAT_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
 /// How long deregistering may take.
 const FAREWELL: Duration = Duration::from_secs(3);
 
@@ -156,7 +159,10 @@ async fn stay(client: &Client, instance: &Instance) {
     let period = instance.ttl / 3;
     // A node that hangs must not cost the life: a second one is asked within the same period.
     let client = client.with_timeout(period.mul_f64(0.75).max(RETRY));
-    let beat = Call::new(Method::PUT, format!("{}/heartbeat", instance_path(&instance.id))).repeatable();
+    // Nor one that hears no leader: it says so earlier, and all of three nodes can be asked in two periods.
+    let asked = (period / 2).min(BEAT_TIMEOUT_MAX);
+    let path = format!("{}/heartbeat?timeout={}ms", instance_path(&instance.id), asked.as_millis());
+    let beat = Call::new(Method::PUT, path).repeatable();
     loop {
         tokio::time::sleep(period).await;
         match client.send(&beat).await {

@@ -6,7 +6,12 @@ use std::{
     time::Duration,
 };
 
-use gogate::client::{Client, Error, Event, Instance};
+use gogate::client::{Call, Client, Error, Event, Instance};
+use http::Method;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 
 use crate::harness::{Program, TestCluster, eventually, free_address, gogate, json};
 
@@ -105,6 +110,42 @@ async fn errors_say_what_is_known() {
     let client = client(&cluster);
     let wrong = client.register(Instance { weight: 0, ..Instance::new("api", "h:1") }).await;
     assert!(matches!(wrong, Err(Error::Refused { status: 422, .. })), "{wrong:?}");
+}
+
+/// A node that answers every call with `status`, once a connection.
+async fn node_that_answers(status: u16) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let _ = stream.read(&mut request).await;
+            let answer = format!("HTTP/1.1 {status} S\r\nconnection: close\r\ncontent-length: 2\r\n\r\n{{}}");
+            let _ = stream.write_all(answer.as_bytes()).await;
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn what_a_node_does_not_know_the_next_one_is_asked_if_it_may_be_repeated() {
+    let once = Call::new(Method::PUT, "/v1/services/a/heartbeat");
+    let beat = once.clone().repeatable();
+    for (nodes, call, status) in [
+        (vec![504, 200], &beat, 200),
+        (vec![504, 404], &beat, 404),
+        (vec![504, 200], &once, 504),
+        (vec![503, 504, 503], &beat, 504),
+        (vec![503, 200], &once, 200),
+    ] {
+        let mut addresses = Vec::new();
+        for status in &nodes {
+            addresses.push(node_that_answers(*status).await);
+        }
+        let reply = Client::new(addresses, None).unwrap().send(call).await.unwrap();
+        assert_eq!(reply.status, status, "{nodes:?}");
+    }
 }
 
 #[test]
