@@ -64,6 +64,10 @@ pub(crate) fn of(node: &Node, cluster_uuid: &str) -> Status {
     let roles = node.core.roles();
     let membership = roles.membership();
     let leads = roles.leading().is_some();
+    // Of the same look as the term: nobody is shown to lead in another's.
+    let leader = progress.leader.filter(|leader| {
+        roles.core_runs() && if *leader == node.id { leads } else { node.election.hears_leader() }
+    });
     let members = membership
         .nodes
         .iter()
@@ -83,7 +87,7 @@ pub(crate) fn of(node: &Node, cluster_uuid: &str) -> Status {
     Status {
         cluster_uuid: cluster_uuid.to_owned(),
         node: node.id,
-        leader: roles.leader().filter(|leader| *leader == node.id || node.election.hears_leader()),
+        leader,
         term: progress.term,
         applied: *node.replica.applied().borrow(),
         members,

@@ -106,6 +106,8 @@ pub(crate) struct Membership {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Progress {
     pub(crate) term: u64,
+    /// Who leads in this term, as far as this node knows; it may be dead.
+    pub(crate) leader: Option<NodeId>,
     pub(crate) role: &'static str,
     pub(crate) last_log: u64,
     /// On the leader: how far each node's log matches.
@@ -251,6 +253,7 @@ impl Core {
         let metrics = metrics.borrow();
         Progress {
             term: metrics.current_term,
+            leader: metrics.current_leader,
             role: role(&metrics),
             last_log: metrics.last_log_index.unwrap_or(0),
             matched: metrics
