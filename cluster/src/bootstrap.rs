@@ -354,7 +354,8 @@ pub(crate) async fn first_start(door: &Door) -> Result<(), StartError> {
         for answer in answers {
             seen.sort_in(door, answer)?;
         }
-        if let Some(member) = &seen.member {
+        // Another one each round: who was removed, or is cut off, does not know whom to pass it on to.
+        if let Some(member) = seen.members.get(rand::random_range(0..seen.members.len().max(1))) {
             match join(door, member).await? {
                 None => return Ok(()),
                 Some(reason) => progress.tell(&reason),
@@ -398,8 +399,8 @@ impl Progress {
 /// What the peers answered in one round.
 #[derive(Default)]
 struct Seen {
-    /// The address of a peer that is part of a running cluster.
-    member: Option<String>,
+    /// The addresses of peers that are part of a running cluster, or were.
+    members: Vec<String>,
     /// Those with whom nothing was agreed yet, by incarnation.
     founders: BTreeMap<u64, NodeRecord>,
     /// Who did not answer, and why.
@@ -435,7 +436,7 @@ impl Seen {
             )));
         }
         if reply.node != 0 && !reply.pristine {
-            self.member = Some(address);
+            self.members.push(address);
         } else if reply.role == role(false) {
             if reply.name == door.facts.name {
                 return Err(door.error(format!("the node at {address} is called `{}` too", reply.name)));

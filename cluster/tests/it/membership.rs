@@ -275,6 +275,27 @@ async fn eventually_refused(node: &Cluster, address: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_joins_is_not_held_up_by_a_removed_node_that_still_runs() {
+    // In the order in which they are asked: the removed one is the last that answers as a member.
+    let mut all = places(4);
+    all.sort_by(|left, right| left.address.cmp(&right.address));
+    let (joining, founders) = all.split_first().expect("there are four");
+    let nodes = start_all(founders).await;
+    let [one, other, removed] = &nodes[..] else { panic!("there are three") };
+    leader(&nodes).await;
+    one.transfer_leader(Some(one.node_id()), TIMEOUT).await.unwrap();
+    one.remove_member(removed.node_id(), TIMEOUT).await.unwrap();
+    eventually("it knows", || removed.is_removed().then_some(())).await;
+    // It does not hear that another leads now.
+    one.transfer_leader(Some(other.node_id()), TIMEOUT).await.unwrap();
+    let joined = tokio::time::timeout(TIMEOUT, joining.start(&all)).await;
+    let joined = joined.expect("it joins in time").unwrap();
+    eventually("it votes", || voters(other).contains(&joined.node_id()).then_some(())).await;
+    joined.shutdown().await;
+    shutdown_all(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_learner_that_does_not_answer_is_not_promoted() {
     let all = places(4);
     let (founders, other) = all.split_at(3);
