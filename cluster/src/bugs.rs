@@ -1,5 +1,6 @@
 //! Bugs that can be put in on purpose, to see whether `jepsen-lite` finds them. Only with the feature `bugs`, which no
-//! build that is shipped has; without it every question here is a constant no.
+//! build that is shipped has; without it every question here is a constant no, and the variable is refused.
+//! `.ci/bugs` has each of them found.
 //!
 //! `GOGATE_BUG` names one:
 //!

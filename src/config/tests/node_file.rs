@@ -203,6 +203,21 @@ fn variables_of_the_command_line_and_of_kubernetes_are_left_alone() {
     assert_eq!(loaded(&Input { variables: &variables, ..NOTHING }).admin_listen.port(), 7070);
 }
 
+#[cfg(not(feature = "bugs"))]
+#[test]
+fn a_build_that_can_have_no_bug_put_in_refuses_the_name_of_one() {
+    check_input(
+        &Input { variables: &[("GOGATE_BUG", "stale-read")], ..NOTHING },
+        "GOGATE_BUG: unknown variable (did you mean GOGATE_CA?)",
+    );
+}
+
+#[cfg(feature = "bugs")]
+#[test]
+fn a_build_that_can_have_a_bug_put_in_takes_the_name_of_one() {
+    loaded(&Input { variables: &[("GOGATE_BUG", "stale-read")], ..NOTHING });
+}
+
 #[test]
 fn unknown_keys_later_keys_and_documents_are_refused() {
     check_file(
