@@ -2,13 +2,14 @@
 //!
 //! Job: say whether what was acknowledged is there, what was removed is gone, what was refused never shows,
 //! and whether the run had enough in it to mean anything. Invariant: what may have happened is allowed both
-//! ways, so that every violation is one. Neighbours: `registry`, `documents` and `leadership` hold the rules,
+//! ways, so that every violation is one. Neighbours: the files below hold the rules, one for each work or promise;
 //! `history` the records, `report` tells.
 
 mod contended;
 mod documents;
 mod leadership;
 mod leases;
+mod membership;
 mod registry;
 mod served;
 mod timeline;
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use crate::{
-    history::{self, Call, Event, Fault, FaultKind, FaultStatus, Operation, Outcome},
+    history::{self, Call, Change, Event, Fault, FaultKind, FaultStatus, Operation, Outcome},
     workload::Work,
 };
 
@@ -29,11 +30,16 @@ pub use leadership::{Failover, failovers};
 /// The client whose reads at the end are held against everything that was written.
 pub const FINAL_CLIENT: &str = "final";
 
+/// The client that changes the members, one change after another.
+pub const CHANGING_CLIENT: &str = "members";
+
 /// What a run must have had in it, or it proves nothing.
 #[derive(Debug, Clone)]
 pub struct Demands {
     /// Every node has to be read at the end.
     pub nodes: Vec<String>,
+    /// At least so many acknowledged changes of the members.
+    pub changes_min: usize,
     /// At least so many acknowledged writes.
     pub acknowledged_min: usize,
     /// Faults of these kinds …
@@ -94,6 +100,10 @@ pub fn check(events: &[Event], demands: &Demands) -> Judgement {
 /// Judges a history of this work.
 pub fn check_work(work: Work, events: &[Event], demands: &Demands) -> Judgement {
     judge(events, demands, |operations, judgement| {
+        let members = match work {
+            Work::Membership => membership::names_at_the_end(operations),
+            _ => demands.nodes.clone(),
+        };
         match work {
             Work::Registry => contended::check(operations, judgement),
             Work::Leases => leases::check(events, operations, judgement),
@@ -106,8 +116,12 @@ pub fn check_work(work: Work, events: &[Event], demands: &Demands) -> Judgement 
                 traffic::check(events, operations, judgement);
             }
             Work::Watches => watches::check(events, operations, judgement),
+            Work::Membership => {
+                contended::check(operations, judgement);
+                membership::check(operations, demands, judgement);
+            }
         }
-        judgement.doubt_unread(operations, demands);
+        judgement.doubt_unread(operations, &members);
     })
 }
 
@@ -120,6 +134,7 @@ fn judge(events: &[Event], demands: &Demands, rules: impl FnOnce(&[Operation], &
             judgement.violation("a process failed", text, Vec::new());
         }
     }
+    leadership::one_of_a_term(&operations, &mut judgement);
     rules(&operations, &mut judgement);
     judgement.count(&operations);
     judgement.doubt_unexpected(&operations);
@@ -178,14 +193,14 @@ impl Judgement {
     }
 
     /// What a node last knew has to be seen.
-    fn doubt_unread(&mut self, operations: &[Operation], demands: &Demands) {
+    fn doubt_unread(&mut self, operations: &[Operation], nodes: &[String]) {
         let read = |operation: &&Operation| {
             operation.client == FINAL_CLIENT
                 && operation.call == Call::List { stale: false }
                 && matches!(operation.outcome, Outcome::Ok { .. })
         };
         let read: BTreeSet<&str> = operations.iter().filter(read).map(|operation| &*operation.node).collect();
-        for node in demands.nodes.iter().filter(|node| !read.contains(node.as_str())) {
+        for node in nodes.iter().filter(|node| !read.contains(node.as_str())) {
             self.doubts.push(format!("{node} could not be read at the end"));
         }
     }
@@ -237,7 +252,12 @@ fn unexpected_answer(operation: &Operation) -> Option<(u16, &str)> {
                 Call::PutConfig { flaw: None, .. } => status == 409 || status == 412,
                 // While no route is there.
                 Call::Serve => status == 404,
-                Call::Register { flaw: None, .. } | Call::List { .. } | Call::Status | Call::Request => false,
+                Call::Change(_) => status == 404 || status == 409,
+                Call::Register { flaw: None, .. }
+                | Call::List { .. }
+                | Call::Status
+                | Call::Members
+                | Call::Request => false,
             } || status == 429
                 || status == 503;
             (status, reason, known)
@@ -262,6 +282,13 @@ impl Call {
             Self::PutConfig { flaw: Some(_), .. } => "put config (flawed)",
             Self::GetConfig { .. } => "get config",
             Self::Status => "status",
+            Self::Members => "members",
+            Self::Change(Change::Add { learner: false, .. }) => "add a voter",
+            Self::Change(Change::Add { learner: true, .. }) => "add a learner",
+            Self::Change(Change::Promote { .. }) => "promote",
+            Self::Change(Change::Remove { .. }) => "remove",
+            Self::Change(Change::Replace { .. }) => "replace",
+            Self::Change(Change::Transfer { .. }) => "transfer",
             Self::Serve => "what the proxy serves",
             Self::Request => "request",
         }

@@ -22,10 +22,13 @@ use self::{
     events::{Events, ServerEvent},
     http::{Answer, Connection, HttpError},
 };
-use crate::history::{Call, Outcome, Recorder, Seen, Told, content_hash};
+use crate::history::{Call, Change, Member, Outcome, Recorder, Seen, Told, content_hash};
 
 /// What one value of an instance's metadata may hold.
 const METADATA_BYTES: usize = 240;
+
+/// Between two looks whether a node has taken another's place.
+const REPLACEMENT_LOOK: Duration = Duration::from_millis(100);
 
 /// Where a node's admin API is, by the node's name.
 pub type Nodes = Arc<[(String, SocketAddr)]>;
@@ -178,6 +181,69 @@ impl Client {
     /// Asks who leads.
     pub fn status(&mut self, node: usize) -> Outcome {
         self.call(node, &Call::Status, "GET", "/v1/cluster", None, None, |answer| leader_of(&answer.json()?))
+    }
+
+    /// Asks who takes part.
+    pub fn members(&mut self, node: usize) -> Outcome {
+        self.call(node, &Call::Members, "GET", "/v1/cluster", None, None, |answer| {
+            members_of(&answer.json()?).map(|members| Seen::Members { members })
+        })
+    }
+
+    /// Has a node let in that waits at `address`, where the peers are.
+    pub fn add(&mut self, node: usize, name: &str, address: SocketAddr, learner: bool) -> Outcome {
+        let call = Call::Change(Change::Add { name: name.to_owned(), learner });
+        let role = if learner { "learner" } else { "voter" };
+        let body = json!({ "address": address.to_string(), "role": role }).to_string();
+        self.call(node, &call, "POST", "/v1/cluster/members", Some(&body), None, |answer| {
+            Some(Seen::Node { id: answer.json()?.get("id")?.as_u64()? })
+        })
+    }
+
+    /// Has a node vote that follows.
+    pub fn promote(&mut self, node: usize, id: u64) -> Outcome {
+        let path = format!("/v1/cluster/members/{id}/promote");
+        let call = Call::Change(Change::Promote { id });
+        self.call(node, &call, "POST", &path, None, None, |_| Some(Seen::Node { id }))
+    }
+
+    /// Has a node taken out.
+    pub fn remove(&mut self, node: usize, id: u64) -> Outcome {
+        let path = format!("/v1/cluster/members/{id}");
+        let call = Call::Change(Change::Remove { id });
+        self.call(node, &call, "DELETE", &path, None, None, |_| Some(Seen::Node { id }))
+    }
+
+    /// Has another node lead.
+    pub fn transfer(&mut self, node: usize, to: Option<u64>) -> Outcome {
+        let call = Call::Change(Change::Transfer { to });
+        let body = to.map(|to| json!({ "to": to }).to_string());
+        self.call(node, &call, "POST", "/v1/cluster/transfer-leader", body.as_deref(), None, |answer| {
+            Some(Seen::Node { id: answer.json()?.get("leader")?.as_u64()? })
+        })
+    }
+
+    /// Waits until this node says that the place of the dead one was taken by a new one of its name, which votes.
+    pub fn await_replacement(&mut self, node: usize, name: &str, dead: u64, within: Duration) -> Outcome {
+        let call = Call::Change(Change::Replace { name: name.to_owned(), dead });
+        let op = self.recorder.invoke(&self.name, &self.nodes[node].0, call);
+        let deadline = Instant::now() + within;
+        let outcome = loop {
+            let answer = self.exchange(node, "GET", "/v1/cluster", None, None);
+            let members = answer.ok().and_then(|answer| members_of(&answer.json()?)).unwrap_or_default();
+            let new = members.iter().find(|(id, member)| {
+                **id != dead && member.name == name && member.voter && !members.contains_key(&dead)
+            });
+            if let Some((id, _)) = new {
+                break Outcome::Ok { seen: Seen::Node { id: *id } };
+            }
+            if Instant::now() >= deadline {
+                break Outcome::Unknown { status: None, reason: "it was not seen in time".to_owned() };
+            }
+            std::thread::sleep(REPLACEMENT_LOOK);
+        };
+        self.recorder.done(op, outcome.clone());
+        outcome
     }
 
     /// Asks the proxy for the marker of the document that it runs. This client's nodes are web addresses.
@@ -358,13 +424,23 @@ fn leader_of(value: &Value) -> Option<Seen> {
         .find(|node| !leader.is_null() && node.get("id") == Some(leader))
         .and_then(|node| node.get("name")?.as_str())
         .map(str::to_owned);
-    // An id without a name is still somebody.
-    let leader = name.or_else(|| leader.as_u64().map(|id| format!("#{id}")));
+    let id = leader.as_u64();
     Some(Seen::Leader {
-        leader,
+        // An id without a name is still somebody.
+        leader: name.or_else(|| id.map(|id| format!("#{id}"))),
+        id,
         term: value.get("term")?.as_u64()?,
         applied: value.get("applied")?.as_u64()?,
     })
+}
+
+fn members_of(value: &Value) -> Option<BTreeMap<u64, Member>> {
+    let member = |node: &Value| {
+        let text = |key: &str| node.get(key)?.as_str();
+        let member = Member { name: text("name")?.to_owned(), voter: text("role")? == "voter" };
+        Some((node.get("id")?.as_u64()?, member))
+    };
+    value.get("nodes")?.as_array()?.iter().map(member).collect()
 }
 
 /// The first word of a document that is a marker.
@@ -434,9 +510,9 @@ mod tests {
     #[test]
     fn the_leader_goes_by_its_name() {
         let status = json!({ "leader": 2, "term": 3, "applied": 4, "nodes": [{ "id": 2, "name": "n2" }] });
-        let seen = Seen::Leader { leader: Some("n2".to_owned()), term: 3, applied: 4 };
+        let seen = Seen::Leader { leader: Some("n2".to_owned()), id: Some(2), term: 3, applied: 4 };
         assert_eq!(leader_of(&status), Some(seen));
         let nobody = json!({ "leader": null, "term": 3, "applied": 4, "nodes": [{ "id": 2, "name": "n2" }] });
-        assert_eq!(leader_of(&nobody), Some(Seen::Leader { leader: None, term: 3, applied: 4 }));
+        assert_eq!(leader_of(&nobody), Some(Seen::Leader { leader: None, id: None, term: 3, applied: 4 }));
     }
 }

@@ -153,10 +153,58 @@ pub enum Call {
     },
     /// Ask who leads.
     Status,
+    /// Ask who takes part.
+    Members,
+    /// Change who takes part, or who leads.
+    Change(Change),
     /// Ask the proxy for the marker of the document that it runs.
     Serve,
     /// A request through the proxy, to a service that is always there.
     Request,
+}
+
+/// A change of the members.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case")]
+pub enum Change {
+    /// A node that waits is let in.
+    Add {
+        /// Its name.
+        name: String,
+        /// It is to follow only.
+        learner: bool,
+    },
+    /// One that follows is to vote.
+    Promote {
+        /// Its id.
+        id: u64,
+    },
+    /// One is taken out for good.
+    Remove {
+        /// Its id.
+        id: u64,
+    },
+    /// A dead one's place is taken by a new one of its name, by itself.
+    Replace {
+        /// The name.
+        name: String,
+        /// The dead one's id.
+        dead: u64,
+    },
+    /// Another one is to lead.
+    Transfer {
+        /// Its id; none: whoever is best.
+        to: Option<u64>,
+    },
+}
+
+/// A node that takes part, by another's account.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its name.
+    pub name: String,
+    /// Whether it votes.
+    pub voter: bool,
 }
 
 /// What became of an operation.
@@ -240,10 +288,23 @@ pub enum Seen {
     Leader {
         /// Its name; none: this node knows of none.
         leader: Option<String>,
+        /// Its id.
+        #[serde(default)]
+        id: Option<u64>,
         /// The term.
         term: u64,
         /// How far the asked node's state has come in the log.
         applied: u64,
+    },
+    /// Who takes part, by one node's account.
+    Members {
+        /// By id.
+        members: BTreeMap<u64, Member>,
+    },
+    /// The node that a change was about, or that leads by it.
+    Node {
+        /// Its id.
+        id: u64,
     },
 }
 

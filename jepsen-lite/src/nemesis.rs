@@ -105,7 +105,7 @@ pub fn start(processes: &mut Processes, recorder: &Recorder, nodes: &[usize]) ->
 /// How often a node that is awaited is asked whether it serves.
 const ASK_EVERY: Duration = Duration::from_millis(20);
 
-/// Waits until the nodes answer a linearizable read. False, and a finding, if one ends or takes too long.
+/// Waits until the nodes answer a linearizable read. False, and a finding, if any node ends or one takes too long.
 pub fn serve_again(
     processes: &mut Processes,
     recorder: &Recorder,
@@ -117,9 +117,13 @@ pub fn serve_again(
     loop {
         waiting.retain(|node| !probe.probe(*node, "/v1/services?name=none"));
         let Some(node) = waiting.first().copied() else { return true };
-        let ended = waiting.iter().find_map(|node| Some((*node, processes.ended(*node)?)));
+        // Without another one there may be no majority to serve with.
+        let ended = (0..processes.len()).find_map(|node| Some((node, processes.ended(node)?)));
         let (node, problem) = match ended {
-            Some((node, status)) => (node, format!("the store failed to open: the process ended ({status})")),
+            Some((node, status)) if waiting.contains(&node) => {
+                (node, format!("the store failed to open: the process ended ({status})"))
+            }
+            Some((node, status)) => (node, format!("the process ended by itself ({status})")),
             None if Instant::now() < deadline => {
                 thread::sleep(ASK_EVERY);
                 continue;

@@ -48,7 +48,21 @@ const PAUSES_WITHIN: Duration = Duration::from_secs(1);
 /// The nodes of one cluster.
 pub struct Processes {
     program: PathBuf,
+    /// Those that form the cluster, and then some that may come to it later.
     nodes: Vec<Node>,
+    founders: usize,
+    secret: PathBuf,
+}
+
+/// How a node comes to a cluster that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joins {
+    /// It waits until somebody has it let in, and votes then.
+    AsVoter,
+    /// The same, but it follows only.
+    AsLearner,
+    /// It asks the members by itself, and takes the place of the dead one of its name.
+    ByItself,
 }
 
 struct Node {
@@ -66,13 +80,13 @@ struct Node {
 // === impl Processes ===
 
 impl Processes {
-    /// Lays out `count` nodes under `dir`, each with its node file. With `links`, the others reach a node
-    /// through its address for links instead of its own.
-    pub fn create(program: &Path, dir: &Path, count: u8, links: bool) -> io::Result<Self> {
+    /// Lays out `founders` nodes under `dir`, each with its node file, and places for `spares` more. With `links`,
+    /// the others reach a node through its address for links instead of its own.
+    pub fn create(program: &Path, dir: &Path, founders: u8, spares: u8, links: bool) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         let secret = dir.join("secret");
         fs::write(&secret, "jepsen-lite\n")?;
-        let mut nodes: Vec<Node> = free_place(count)?
+        let mut nodes: Vec<Node> = free_place(founders + spares)?
             .into_iter()
             .enumerate()
             .map(|(index, (admin, peer, link))| {
@@ -81,17 +95,46 @@ impl Processes {
                 Node { dir: dir.join(&name), name, admin, peer, advertise, child: None, clock: None }
             })
             .collect();
-        let peers: Vec<String> = nodes.iter().map(|node| node.advertise.to_string()).collect();
         for node in &mut nodes {
             fs::create_dir_all(&node.dir)?;
-            fs::write(node.dir.join("node.yaml"), node.file(&secret, &peers))?;
         }
-        Ok(Self { program: program.to_owned(), nodes })
+        let processes = Self { program: program.to_owned(), nodes, founders: founders.into(), secret };
+        let founding = &processes.nodes[..processes.founders];
+        for node in founding {
+            node.write_file(&processes.secret, &format!("expect: {founders}, peers: {:?}", peers(founding)))?;
+        }
+        Ok(processes)
     }
 
-    /// How many there are.
+    /// How many there are, those that never ran included.
     pub fn len(&self) -> usize {
         self.nodes.len()
+    }
+
+    /// Those that form the cluster.
+    pub fn founders(&self) -> Vec<usize> {
+        (0..self.founders).collect()
+    }
+
+    /// Those that were started and not killed.
+    pub fn running(&self) -> Vec<usize> {
+        (0..self.nodes.len()).filter(|node| self.nodes[*node].child.is_some()).collect()
+    }
+
+    /// Makes a node that does not run a new one, with an empty disk, that comes to the cluster like this.
+    pub fn renew(&self, node: usize, joins: Joins) -> io::Result<()> {
+        let node = &self.nodes[node];
+        match fs::remove_dir_all(node.data()) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let cluster = match joins {
+            Joins::AsVoter => "join: true, role: voter".to_owned(),
+            Joins::AsLearner => "join: true, role: learner".to_owned(),
+            // It expects all of them, so it never forms a cluster with a few that wait.
+            Joins::ByItself => format!("peers: {:?}", peers(&self.nodes)),
+        };
+        node.write_file(&self.secret, &cluster)
     }
 
     /// A node's name.
@@ -251,21 +294,31 @@ impl Node {
         SocketAddr::new(self.admin.ip(), self.admin.port() + WEB_PORT)
     }
 
-    fn file(&self, secret: &Path, peers: &[String]) -> String {
+    fn data(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// Its node file; `cluster` is what it is told about the cluster besides the name.
+    fn write_file(&self, secret: &Path, cluster: &str) -> io::Result<()> {
         let Self { name, dir, admin, peer, advertise, .. } = self;
-        let (data, secret) = (dir.join("data"), secret.display());
+        let (data, secret) = (self.data(), secret.display());
         // Every document has the listener `web`, at one address for all nodes unless they say otherwise.
         let web = self.web();
-        format!(
+        let file = format!(
             "node: {{ name: {name}, data_dir: {data:?} }}\n\
              admin: {{ listen: \"{admin}\" }}\n\
              peer: {{ listen: \"{peer}\", advertise: \"{advertise}\", secret_file: \"{secret}\" }}\n\
-             cluster: {{ name: jepsen-lite, expect: {}, peers: {peers:?} }}\n\
+             cluster: {{ name: jepsen-lite, {cluster} }}\n\
              bind: {{ web: \"{web}\" }}\n\
              drain: {{ wait: 0s, deadline: 1s }}\n",
-            peers.len(),
-        )
+        );
+        fs::write(dir.join("node.yaml"), file)
     }
+}
+
+/// Where the others are told to reach these nodes.
+fn peers(nodes: &[Node]) -> Vec<String> {
+    nodes.iter().map(|node| node.advertise.to_string()).collect()
 }
 
 /// Whether a process stands still by a signal: proc(5), `/proc/PID/stat`, the first field after the name.
@@ -328,20 +381,25 @@ mod tests {
     #[test]
     fn a_node_file_names_everything_that_a_node_needs() {
         let dir = tempfile::tempdir().unwrap();
-        let processes = Processes::create(Path::new("/bin/true"), dir.path(), 3, true).unwrap();
+        let processes = Processes::create(Path::new("/bin/true"), dir.path(), 3, 1, true).unwrap();
         let file = fs::read_to_string(dir.path().join("n2/node.yaml")).unwrap();
         let (peer, advertise) = processes.peer(1);
         assert_ne!(peer, advertise);
         for part in ["name: n2", "expect: 3", &peer.to_string(), &advertise.to_string(), "secret_file"] {
             assert!(file.contains(part), "{part} is not in {file}");
         }
+        let (_, spare) = processes.peer(3);
+        assert!(!file.contains(&spare.to_string()), "a spare is no founder: {file}");
+        processes.renew(3, Joins::AsLearner).unwrap();
+        let file = fs::read_to_string(dir.path().join("n4/node.yaml")).unwrap();
+        assert!(file.contains("name: n4") && file.contains("join: true, role: learner"), "{file}");
     }
 
     #[test]
     fn a_process_that_is_killed_is_told_from_one_that_ended() {
         // The child is this very test program, which does not know the hidden argument and ends.
         let dir = tempfile::tempdir().unwrap();
-        let mut processes = Processes::create(Path::new("/bin/true"), dir.path(), 1, false).unwrap();
+        let mut processes = Processes::create(Path::new("/bin/true"), dir.path(), 1, 0, false).unwrap();
         assert!(!processes.reap(&[0]).unwrap());
         processes.start(0).unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);

@@ -7,6 +7,7 @@
 mod failover;
 mod faults;
 mod kill;
+mod membership;
 mod returning_follower;
 
 use std::{
@@ -36,8 +37,14 @@ const FINAL_PATIENCE: Patience =
 const PROBE_PATIENCE: Patience =
     Patience { asked: Some(Duration::from_secs(1)), own: Duration::from_secs(2) };
 
+/// Of changes of the members, one in so many seconds has to be acknowledged at least.
+const CHANGE_PER_S: usize = 10;
+
 /// Old versions of the document that are read at the end.
 const VERSIONS_READ: u64 = 32;
+
+/// Places for nodes that come to a cluster that runs, where its members change.
+const SPARES: u8 = 2;
 
 /// Kept in a run's folder.
 pub const HISTORY_FILE: &str = "history.jsonl";
@@ -162,7 +169,11 @@ impl Settings {
             }
         };
         let all_take_hold = self.scenario == Scenario::Faults;
-        Demands { nodes: self.node_names(), acknowledged_min, faults, faults_min, all_take_hold }
+        let changes_min = match self.scenario {
+            Scenario::Faults if self.faults.work == Work::Membership => 1 + seconds / CHANGE_PER_S,
+            _ => 0,
+        };
+        Demands { nodes: self.node_names(), changes_min, acknowledged_min, faults, faults_min, all_take_hold }
     }
 
     fn node_names(&self) -> Vec<String> {
@@ -223,7 +234,11 @@ impl Stage {
     /// Lays out a cluster; nothing runs yet.
     fn create(settings: &Settings, dir: &Path, label: String, links: bool) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let processes = Processes::create(&settings.program, dir, settings.nodes, links)?;
+        let spares = match (settings.scenario, settings.faults.work) {
+            (Scenario::Faults, Work::Membership) => SPARES,
+            _ => 0,
+        };
+        let processes = Processes::create(&settings.program, dir, settings.nodes, spares, links)?;
         let recorder = Arc::new(Recorder::create(&dir.join(HISTORY_FILE))?);
         Ok(Self { processes, recorder, dir: dir.to_owned(), label })
     }
@@ -232,7 +247,7 @@ impl Stage {
     /// each node's process as soon as it has one.
     fn form(&mut self, started: impl FnOnce(Vec<u32>)) -> io::Result<bool> {
         let turn = FORMING.lock().expect("no thread panics while its cluster forms");
-        let all = self.all();
+        let all = self.processes.founders();
         started(nemesis::start(&mut self.processes, &self.recorder, &all)?);
         let serves = self.serve(&all);
         drop(turn);
@@ -244,15 +259,16 @@ impl Stage {
 
     /// Puts links in front of all nodes. They are to be told the nodes' processes.
     fn links(&self) -> io::Result<Links> {
-        let ports = self.all().into_iter().map(|node| {
+        let ports = (0..self.processes.len()).map(|node| {
             let (peer, advertise) = self.processes.peer(node);
             Ok((peer, TcpListener::bind(advertise)?))
         });
         Links::create(ports.collect::<io::Result<_>>()?)
     }
 
+    /// The nodes that run.
     fn all(&self) -> Vec<usize> {
-        (0..self.processes.len()).collect()
+        self.processes.running()
     }
 
     fn client(&self, name: &str, patience: Patience) -> Client {
@@ -304,7 +320,9 @@ impl Stage {
     fn finish(mut self) -> io::Result<Vec<Event>> {
         // What is unknown may still be on its way: no node is asked before it has to have given up.
         thread::sleep(workload::PATIENCE.own);
-        let mut client = self.client(FINAL_CLIENT, FINAL_PATIENCE);
+        // A node that is down is a finding by itself, and what it would have said is not waited for.
+        let down = self.all().into_iter().any(|node| self.processes.ended(node).is_some());
+        let mut client = self.client(FINAL_CLIENT, if down { PROBE_PATIENCE } else { FINAL_PATIENCE });
         let newest = self.all().into_iter().map(|node| index_of(&client.list(node, false))).max();
         for node in self.all() {
             read_stale(&mut client, node, newest.unwrap_or_default());

@@ -32,6 +32,13 @@ use crate::{
 /// How long a client waits: longer than the node is asked to, so that a node can say that it does not know.
 pub const PATIENCE: Patience = Patience { asked: Some(Duration::from_secs(2)), own: Duration::from_secs(4) };
 
+/// Who leads now is not worth a long wait.
+const OBSERVER_PATIENCE: Patience =
+    Patience { asked: Some(Duration::from_millis(400)), own: Duration::from_millis(600) };
+
+/// Between two questions who leads.
+const OBSERVE: Duration = Duration::from_millis(100);
+
 /// Instances that one client keeps; beyond, it removes more than it adds.
 const OWNED_MAX: usize = 400;
 
@@ -52,6 +59,8 @@ pub enum Work {
     Traffic,
     /// watchers at one node after another, while instances come and go
     Watches,
+    /// as `registry`, while nodes are added, promoted, removed and replaced, and the leadership goes round
+    Membership,
 }
 
 /// Where clients work, and as who.
@@ -91,7 +100,7 @@ impl Work {
     /// So many acknowledged writes are to be had even from a cluster that is injured most of the time.
     pub fn acknowledged_per_minute(self) -> usize {
         match self {
-            Self::Registry | Self::Watches => 300,
+            Self::Registry | Self::Watches | Self::Membership => 300,
             Self::Leases | Self::Documents => 15,
             Self::Traffic => 10,
         }
@@ -123,15 +132,16 @@ impl Workload {
         Self::spawn(clients)
     }
 
-    /// Starts the clients of this work.
+    /// Starts the clients of this work, and one that asks who leads.
     pub fn of(work: Work, site: &Site) -> io::Result<Self> {
-        Ok(match work {
-            Work::Registry => Self::spawn(contended::clients(site)),
-            Work::Leases => Self::spawn(leases::clients(site)),
-            Work::Documents => Self::spawn(documents::clients(site)),
-            Work::Traffic => Self::spawn(traffic::clients(site)?),
-            Work::Watches => Self::spawn(watches::clients(site)),
-        })
+        let clients: Box<dyn Iterator<Item = Step>> = match work {
+            Work::Registry | Work::Membership => Box::new(contended::clients(site)),
+            Work::Leases => Box::new(leases::clients(site)),
+            Work::Documents => Box::new(documents::clients(site)),
+            Work::Traffic => Box::new(traffic::clients(site)?),
+            Work::Watches => Box::new(watches::clients(site)),
+        };
+        Ok(Self::spawn(clients.chain(std::iter::once(observer(site)))))
     }
 
     /// Starts a thread for each of `clients`, which takes its steps again and again.
@@ -173,6 +183,17 @@ impl Site {
     fn web_client(&self, name: &str, patience: Patience) -> Client {
         Client::new(name.to_owned(), self.web.clone(), self.recorder.clone(), patience)
     }
+}
+
+/// One term has one leader (Raft's election safety), and elections give an expiry more time: somebody has to look.
+fn observer(site: &Site) -> Step {
+    let mut client = site.client("observer", OBSERVER_PATIENCE);
+    let mut turn = 0;
+    Box::new(move || {
+        turn += 1;
+        client.status(turn % client.nodes());
+        OBSERVE
+    })
 }
 
 // === impl Writer ===

@@ -1,4 +1,7 @@
-//! Leadership: a follower that was cut off and returns changes nothing; how long writes wait for a new leader.
+//! Leadership: a term has one leader; a follower that was cut off and returns changes nothing; how long writes wait
+//! for a new leader.
+
+use std::collections::BTreeMap;
 
 use serde::Serialize;
 
@@ -55,6 +58,21 @@ pub(super) fn check(events: &[Event], operations: &[Operation], judgement: &mut 
         }
         if !statuses.iter().any(|(op, _)| inside(op) && op.node != window.cut) || returned.is_none() {
             judgement.doubts.push(format!("nobody was asked who led while {} was cut off", window.cut));
+        }
+    }
+}
+
+/// Whoever is said to lead in a term is the one who leads in it (Raft's election safety).
+pub(super) fn one_of_a_term(operations: &[Operation], judgement: &mut Judgement) {
+    let mut leaders: BTreeMap<u64, (u64, &Operation)> = BTreeMap::new();
+    for operation in operations {
+        let Outcome::Ok { seen: Seen::Leader { id: Some(id), term, .. } } = operation.outcome else {
+            continue;
+        };
+        let (first, by) = *leaders.entry(term).or_insert((id, operation));
+        if first != id {
+            let text = format!("node {first} leads in term {term}, and so does node {id}");
+            judgement.violation("a term has two leaders", text, vec![by, operation]);
         }
     }
 }

@@ -218,6 +218,8 @@ impl Call {
             | Self::GetConfig { .. }
             | Self::Status
             | Self::Serve
+            | Self::Members
+            | Self::Change(_)
             | Self::Request => None,
         }
     }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::history::Seen;
 
+mod membership;
 mod watches;
 mod work;
 
@@ -45,7 +46,8 @@ impl History {
     }
 
     fn status(&mut self, node: &str, leader: Option<&str>, term: u64) {
-        let seen = Seen::Leader { leader: leader.map(str::to_owned), term, applied: 1 };
+        let id = leader.and_then(|name| name.strip_prefix('n')?.parse().ok());
+        let seen = Seen::Leader { leader: leader.map(str::to_owned), id, term, applied: 1 };
         self.call("observer", node, Call::Status, ok_seeing(seen));
     }
 
@@ -74,7 +76,14 @@ impl History {
 
 fn demands() -> Demands {
     let nodes = vec!["n1".to_owned(), "n2".to_owned()];
-    Demands { nodes, acknowledged_min: 0, faults: vec![FaultKind::Kill], all_take_hold: false, faults_min: 0 }
+    Demands {
+        nodes,
+        changes_min: 0,
+        acknowledged_min: 0,
+        faults: vec![FaultKind::Kill],
+        all_take_hold: false,
+        faults_min: 0,
+    }
 }
 
 fn ok() -> Outcome {

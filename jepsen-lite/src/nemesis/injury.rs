@@ -45,12 +45,16 @@ pub enum Nemesis {
     Delay,
     /// a node's wall clock is off by up to an hour (needs Debian's package faketime)
     Clock,
+    /// the same with the leader's
+    ClockLeader,
 }
 
 /// What injuries need.
 pub struct Victims<'a> {
     /// The nodes.
     pub processes: &'a mut Processes,
+    /// Those of them that may be injured; at least three.
+    pub nodes: Vec<usize>,
     /// The ways between them.
     pub links: &'a Links,
     /// Where it is written down.
@@ -106,6 +110,11 @@ const CLOCK_S_MIN: i64 = 60;
 // === impl Nemesis ===
 
 impl Nemesis {
+    /// Whether it sets a clock off, which takes a library that may not be there.
+    pub fn sets_a_clock(self) -> bool {
+        matches!(self, Self::Clock | Self::ClockLeader)
+    }
+
     /// How many nodes it needs.
     pub fn nodes_min(self) -> u8 {
         match self {
@@ -117,11 +126,11 @@ impl Nemesis {
 
     /// Does it.
     pub fn injure(self, victims: &mut Victims<'_>, rng: &mut StdRng) -> io::Result<Injury> {
-        let count = victims.processes.len();
-        let mut all: Vec<usize> = (0..count).collect();
+        let count = victims.nodes.len();
+        let mut all = victims.nodes.clone();
         all.shuffle(rng);
         let one = all[0];
-        let leader = victims.leader.unwrap_or(one);
+        let leader = victims.leader.filter(|leader| all.contains(leader)).unwrap_or(one);
         let heal = if rng.random() { Heal::Resume } else { Heal::Reset };
         let cut = |ways: Vec<Way>, nodes: Vec<usize>| (ways, nodes, heal);
         let (ways, nodes, heal) = match self {
@@ -132,6 +141,7 @@ impl Nemesis {
             Self::Flapping => return flapping(victims, one, rng),
             Self::Delay => return Ok(delay(victims, rng)),
             Self::Clock => return set_clock(victims, one, rng),
+            Self::ClockLeader => return set_clock(victims, leader, rng),
             Self::Halves => {
                 let (minority, majority) = all.split_at((count - 1) / 2);
                 cut(both_ways(minority, majority), minority.to_vec())
@@ -142,7 +152,8 @@ impl Nemesis {
                 cut(both_ways(&[leader], &all), vec![leader])
             }
             Self::OneWay => {
-                let other = (leader + rng.random_range(1..count)) % count;
+                all.retain(|node| *node != leader);
+                let other = all[rng.random_range(0..all.len())];
                 let way = if rng.random() { (leader, other) } else { (other, leader) };
                 cut(vec![way], vec![way.0, way.1])
             }
@@ -195,7 +206,7 @@ fn partition(
 }
 
 fn flapping(victims: &mut Victims<'_>, node: usize, rng: &mut StdRng) -> io::Result<Injury> {
-    let others: Vec<usize> = (0..victims.processes.len()).filter(|other| *other != node).collect();
+    let others: Vec<usize> = victims.nodes.iter().copied().filter(|other| *other != node).collect();
     let ways = both_ways(&[node], &others);
     let nemesis = Nemesis::Flapping;
     for flap in 1..=FLAPS {
@@ -212,7 +223,7 @@ fn flapping(victims: &mut Victims<'_>, node: usize, rng: &mut StdRng) -> io::Res
 }
 
 fn delay(victims: &mut Victims<'_>, rng: &mut StdRng) -> Injury {
-    let all: Vec<usize> = (0..victims.processes.len()).collect();
+    let all = victims.nodes.clone();
     let ways: Vec<Way> = both_ways(&all, &all).into_iter().filter(|(from, to)| from != to).collect();
     let base = Duration::from_millis(LATENCIES_MS[rng.random_range(0..LATENCIES_MS.len())]);
     let latency = Latency { base, jitter: base };
@@ -255,6 +266,14 @@ fn start_and_tell(victims: &mut Victims<'_>, nodes: &[usize]) -> io::Result<()> 
 // === impl Injury ===
 
 impl Injury {
+    /// The nodes whose processes have to be there when it is undone.
+    pub fn held(&self) -> &[usize] {
+        match self.undo {
+            Undo::Continue | Undo::SetClock => &self.nodes,
+            Undo::Nothing | Undo::Rejoin { .. } | Undo::Hasten { .. } => &[],
+        }
+    }
+
     /// Undoes it. What it was done to may need a while to recover; the nodes that were killed are returned.
     pub fn undo(self, victims: &mut Victims<'_>) -> io::Result<Vec<usize>> {
         let Self { undo, nodes, note, took_hold } = self;

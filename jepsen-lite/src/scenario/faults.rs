@@ -1,7 +1,8 @@
 //! A workload, and injuries of many kinds, one after another or several at once.
 //!
 //! Each injury lasts for some seconds, is undone, and a short peace follows: too short for everything to have
-//! recovered, now and then. At the end all is undone, and everything is read.
+//! recovered, now and then. Where the members change, they do so all the while. At the end all is undone, and
+//! everything is read.
 
 use std::{
     io, thread,
@@ -10,7 +11,7 @@ use std::{
 
 use rand::{Rng, SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-use super::{FINAL_PATIENCE, Faults, PROBE_PATIENCE, Stage};
+use super::{FINAL_PATIENCE, Faults, PROBE_PATIENCE, Stage, membership::Members};
 use crate::{
     checker::FINAL_CLIENT,
     client::Client,
@@ -30,6 +31,9 @@ const INJURY_MS: std::ops::RangeInclusive<u64> = 1000..=5000;
 /// The peace after it.
 const PEACE_MS: std::ops::RangeInclusive<u64> = 500..=3000;
 
+/// Fewer nodes are not injured: an injury of one has to leave a majority.
+const NODES_MIN: usize = 3;
+
 /// The peace at the beginning, and before the end.
 const CALM: Duration = Duration::from_secs(3);
 
@@ -39,9 +43,9 @@ const SERVES_CURRENT_WITHIN: Duration = Duration::from_secs(15);
 pub(super) fn run(mut stage: Stage, faults: &Faults, clients: usize, seed: u64) -> io::Result<Vec<Event>> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut nemeses = faults.nemeses.clone();
-    if nemeses.contains(&Nemesis::Clock) && !stage.processes.make_clocks()? {
+    if nemeses.iter().any(|nemesis| nemesis.sets_a_clock()) && !stage.processes.make_clocks()? {
         stage.progress("no clock is set off: libfaketime is not installed (Debian's package faketime)");
-        nemeses.retain(|nemesis| *nemesis != Nemesis::Clock);
+        nemeses.retain(|nemesis| !nemesis.sets_a_clock());
     }
     let links = stage.links()?;
     let serves = stage.form(|pids| {
@@ -55,7 +59,14 @@ pub(super) fn run(mut stage: Stage, faults: &Faults, clients: usize, seed: u64) 
     let (admin, web) = (stage.processes.admin(), stage.processes.web());
     let site = Site { admin, web, recorder: stage.recorder.clone(), seed, clients };
     let workload = Workload::of(faults.work, &site)?;
-    thread::sleep(CALM);
+    let mut members = match faults.work {
+        Work::Membership => Some(
+            Members::found(&stage, seed)
+                .ok_or_else(|| io::Error::other("nobody says who the members are"))?,
+        ),
+        _ => None,
+    };
+    go_on(&mut stage, &links, &mut members, &[], CALM)?;
     let ends = Instant::now() + faults.time;
     let mut bag = Vec::new();
     while Instant::now() < ends && !nemeses.is_empty() {
@@ -68,12 +79,16 @@ pub(super) fn run(mut stage: Stage, faults: &Faults, clients: usize, seed: u64) 
             // Two of a kind would be one.
             chosen.extend(bag.pop().filter(|nemesis| !chosen.contains(nemesis)));
         }
-        if !injure(&mut stage, &links, &chosen, &mut rng)? {
+        if !injure(&mut stage, &links, &mut members, &chosen, &mut rng)? {
             break;
         }
-        thread::sleep(Duration::from_millis(rng.random_range(PEACE_MS)));
+        let peace = Duration::from_millis(rng.random_range(PEACE_MS));
+        go_on(&mut stage, &links, &mut members, &[], peace)?;
     }
-    thread::sleep(CALM);
+    go_on(&mut stage, &links, &mut members, &[], CALM)?;
+    if let Some(members) = members {
+        members.settle(&mut stage)?;
+    }
     let whole = workload.stop();
     let all = stage.all();
     if stage.serve(&all) && matches!(faults.work, Work::Documents | Work::Traffic) {
@@ -83,21 +98,52 @@ pub(super) fn run(mut stage: Stage, faults: &Faults, clients: usize, seed: u64) 
     if whole { events } else { Err(io::Error::other("a client of the harness failed")) }
 }
 
+/// Lets the time pass; the members change meanwhile, where they do at all, but for the processes that are held.
+fn go_on(
+    stage: &mut Stage,
+    links: &Links,
+    members: &mut Option<Members>,
+    held: &[usize],
+    time: Duration,
+) -> io::Result<()> {
+    match members {
+        Some(members) => members.change(stage, links, held, Instant::now() + time),
+        None => {
+            thread::sleep(time);
+            Ok(())
+        }
+    }
+}
+
 /// Does all of these at once, and undoes them; false: the cluster did not come back from it.
-fn injure(stage: &mut Stage, links: &Links, nemeses: &[Nemesis], rng: &mut StdRng) -> io::Result<bool> {
+fn injure(
+    stage: &mut Stage,
+    links: &Links,
+    members: &mut Option<Members>,
+    nemeses: &[Nemesis],
+    rng: &mut StdRng,
+) -> io::Result<bool> {
+    let nodes = members.as_ref().map_or_else(|| stage.all(), Members::places);
+    // Less than that there are only for as long as somebody comes or goes.
+    if nodes.len() < NODES_MIN {
+        return Ok(true);
+    }
     stage.progress(&format!("{nemeses:?}"));
     let (leader, overlap) = (leads(stage), nemeses.len() > 1);
-    let recorder = stage.recorder.clone();
-    let mut victims =
-        Victims { processes: &mut stage.processes, links, recorder: &recorder, leader, overlap };
     let mut injuries = Vec::new();
     for nemesis in nemeses {
-        injuries.push(nemesis.injure(&mut victims, rng)?);
+        injuries.push(nemesis.injure(&mut victims(stage, links, &nodes, leader, overlap), rng)?);
     }
-    thread::sleep(Duration::from_millis(rng.random_range(INJURY_MS)));
+    let held: Vec<usize> = injuries.iter().flat_map(|injury| injury.held().iter().copied()).collect();
+    go_on(stage, links, members, &held, Duration::from_millis(rng.random_range(INJURY_MS)))?;
     let mut killed = Vec::new();
     for injury in injuries {
-        killed.extend(injury.undo(&mut victims)?);
+        killed.extend(injury.undo(&mut victims(stage, links, &nodes, leader, overlap))?);
+    }
+    if let Some(members) = members {
+        // Who was removed meanwhile does not serve again.
+        let places = members.places();
+        killed.retain(|node| places.contains(node));
     }
     let serves = stage.serve(&killed);
     for node in killed.into_iter().filter(|_| serves) {
@@ -108,8 +154,19 @@ fn injure(stage: &mut Stage, links: &Links, nemeses: &[Nemesis], rng: &mut StdRn
     Ok(serves)
 }
 
+fn victims<'a>(
+    stage: &'a mut Stage,
+    links: &'a Links,
+    nodes: &[usize],
+    leader: Option<usize>,
+    overlap: bool,
+) -> Victims<'a> {
+    let Stage { processes, recorder, .. } = stage;
+    Victims { processes, nodes: nodes.to_vec(), links, recorder, leader, overlap }
+}
+
 /// Who leads, by the word of whoever knows of the highest term.
-fn leads(stage: &Stage) -> Option<usize> {
+pub(super) fn leads(stage: &Stage) -> Option<usize> {
     let mut client = stage.client("observer", PROBE_PATIENCE);
     let said = stage.all().into_iter().filter_map(|node| match client.status(node) {
         Outcome::Ok { seen: Seen::Leader { leader: Some(leader), term, .. } } => Some((term, leader)),

@@ -22,7 +22,7 @@ const PAUSE_MS_MAX: u64 = 20;
 const PROGRESS_ROUNDS: usize = 10;
 
 pub(super) fn run(mut stage: Stage, clients: usize, seed: u64, rounds: usize) -> io::Result<Vec<Event>> {
-    let all = stage.all();
+    let all = stage.processes.founders();
     if !stage.form(|_| ())? {
         return stage.finish();
     }

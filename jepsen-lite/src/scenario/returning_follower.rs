@@ -41,7 +41,7 @@ struct Said {
 
 pub(super) fn run(mut stage: Stage, clients: usize, seed: u64, rounds: usize) -> io::Result<Vec<Event>> {
     let mut rng = StdRng::seed_from_u64(seed);
-    let all = stage.all();
+    let all = stage.processes.founders();
     let links = stage.links()?;
     let serves = stage.form(|pids| {
         for (node, pid) in pids.into_iter().enumerate() {

@@ -30,13 +30,9 @@ const SILENT_MS: std::ops::RangeInclusive<u64> = 500..=1500;
 /// Between two looks at everything.
 const LOOK_MS: std::ops::RangeInclusive<u64> = 50..=150;
 
-/// Between two questions who leads.
-const OBSERVE: Duration = Duration::from_millis(100);
-
 /// Every fourth client leaves its instances to themselves, and every fourth looks; the others keep one alive.
 pub(super) fn clients(site: &Site) -> impl Iterator<Item = Step> {
-    let observer = observer(site.client("observer", PATIENCE));
-    let clients = (0..site.clients).map(|index| {
+    (0..site.clients).map(|index| {
         let client = site.client(&format!("c{index}"), PATIENCE);
         let rng = StdRng::seed_from_u64(site.seed.wrapping_add(index as u64));
         match index % 4 {
@@ -44,8 +40,7 @@ pub(super) fn clients(site: &Site) -> impl Iterator<Item = Step> {
             1 => looker(client, rng),
             _ => keeper(client, rng),
         }
-    });
-    clients.chain(std::iter::once(observer))
+    })
 }
 
 /// So many clients that leave their instances to themselves.
@@ -53,16 +48,6 @@ pub(super) fn quitters(site: &Site, count: usize) -> impl Iterator<Item = Step> 
     (0..count).map(|index| {
         let rng = StdRng::seed_from_u64(site.seed.wrapping_add(100 + index as u64));
         quitter(site.client(&format!("q{index}"), PATIENCE), rng)
-    })
-}
-
-/// Elections give an expiry more time: somebody has to count them.
-fn observer(mut client: Client) -> Step {
-    let mut turn = 0;
-    Box::new(move || {
-        turn += 1;
-        client.status(turn % client.nodes());
-        OBSERVE
     })
 }
 
