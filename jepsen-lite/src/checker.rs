@@ -255,6 +255,7 @@ fn unexpected_answer(operation: &Operation) -> Option<(u16, &str)> {
                 Call::Change(_) => status == 404 || status == 409,
                 Call::Register { flaw: None, .. }
                 | Call::List { .. }
+                | Call::Wait { .. }
                 | Call::Status
                 | Call::Members
                 | Call::Request => false,
@@ -278,6 +279,7 @@ impl Call {
             Self::Heartbeat { .. } => "heartbeat",
             Self::Get { .. } => "get",
             Self::List { .. } => "list",
+            Self::Wait { .. } => "wait",
             Self::PutConfig { flaw: None, .. } => "put config",
             Self::PutConfig { flaw: Some(_), .. } => "put config (flawed)",
             Self::GetConfig { .. } => "get config",

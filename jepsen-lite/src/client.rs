@@ -6,6 +6,7 @@
 //! bytes, `history` keeps the record, `workload` and the scenarios decide what to ask.
 
 mod events;
+mod grpc;
 mod http;
 
 use std::{
@@ -20,6 +21,7 @@ use serde_json::{Value, json};
 
 use self::{
     events::{Events, ServerEvent},
+    grpc::GrpcEvents,
     http::{Answer, Connection, HttpError},
 };
 use crate::history::{Call, Change, Member, Outcome, Recorder, Seen, Told, content_hash};
@@ -131,10 +133,7 @@ impl Client {
     /// Reads all instances.
     pub fn list(&mut self, node: usize, stale: bool) -> Outcome {
         let path = if stale { "/v1/services?stale" } else { "/v1/services" };
-        self.call(node, &Call::List { stale }, "GET", path, None, None, |answer| {
-            let index = answer.header("x-gogate-index")?.parse().ok()?;
-            Some(Seen::Instances { index, instances: instances_of(&answer.json()?)? })
-        })
+        self.call(node, &Call::List { stale }, "GET", path, None, None, instances_in)
     }
 
     /// Replaces the gateway document by one that has `marker` in it, if its version is `if_match`. With a
@@ -279,6 +278,36 @@ impl Client {
         last
     }
 
+    /// The same over gRPC.
+    pub fn watch_grpc(&mut self, node: usize, since: Option<u64>, until: Instant) -> Option<u64> {
+        let (name, address) = &self.nodes[node];
+        let Ok(mut events) = GrpcEvents::open(*address, since, until) else { return since };
+        let mut last = since;
+        while let Some(event) = events.next() {
+            if let Some(told) = event.told {
+                self.recorder.watched(&self.name, name, event.index, told);
+            }
+            last = Some(event.index);
+        }
+        last
+    }
+
+    /// Reads all instances, or those of one service, once something newer than `since` has happened to them, or `wait`
+    /// is over.
+    pub fn wait(
+        &mut self,
+        node: usize,
+        service: Option<&str>,
+        since: Option<u64>,
+        wait: Duration,
+    ) -> Outcome {
+        let mut path = format!("/v1/services?wait={}ms", wait.as_millis());
+        path.extend(service.map(|service| format!("&name={service}")));
+        path.extend(since.map(|since| format!("&index={since}")));
+        let call = Call::Wait { service: service.map(str::to_owned), since };
+        self.call(node, &call, "GET", &path, None, None, instances_in)
+    }
+
     /// Asks, and does not record: used to wait for something.
     pub fn probe(&mut self, node: usize, path: &str) -> bool {
         let answer = self.exchange(node, "GET", path, None, None);
@@ -390,6 +419,12 @@ fn instance_of(value: &Value) -> Option<(String, String)> {
     let metadata: BTreeMap<&String, &Value> = value.get("metadata")?.as_object()?.iter().collect();
     let payload = metadata.values().map(|piece| piece.as_str()).collect::<Option<String>>()?;
     Some((id.to_owned(), content_hash([id, name, address, &payload])))
+}
+
+/// What a list tells.
+fn instances_in(answer: &Answer) -> Option<Seen> {
+    let index = answer.header("x-gogate-index")?.parse().ok()?;
+    Some(Seen::Instances { index, instances: instances_of(&answer.json()?)? })
 }
 
 /// A list, or an object with the list in it.

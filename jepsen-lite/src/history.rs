@@ -133,6 +133,13 @@ pub enum Call {
         /// Whether the node may answer with what it last knew.
         stale: bool,
     },
+    /// Read all instances, or those of a service, once something is newer.
+    Wait {
+        /// Which service; none: all.
+        service: Option<String>,
+        /// Newer than this index; none: at once.
+        since: Option<u64>,
+    },
     /// Replace the gateway document.
     PutConfig {
         /// A name that occurs in this document and no other.

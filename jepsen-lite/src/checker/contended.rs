@@ -1,8 +1,8 @@
 //! Instances that several write at once: each is linearizable, and its epochs go up.
 //!
 //! Per instance, an order is searched in which every answer fits (`linearizability`). A list is a read of each
-//! instance. Beside that, an epoch is one registration's: it has one content, a later registration has a
-//! higher one, and no answer goes back to a lower one.
+//! instance. Beside that, an epoch is one registration's: it has one content, which nobody sends again and so has no
+//! other epoch; a later registration has a higher one, and no answer goes back to a lower one.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -131,9 +131,16 @@ fn told(operation: &Operation) -> Option<(u64, &str)> {
 
 fn epochs(id: &str, operations: &[&Operation], judgement: &mut Judgement) {
     let mut contents: BTreeMap<u64, (&str, &Operation)> = BTreeMap::new();
+    let mut registered: BTreeMap<&str, (u64, &Operation)> = BTreeMap::new();
     let mut by_end: Vec<(&Operation, u64)> = Vec::new();
     for operation in operations {
         let Some((epoch, content)) = told(operation) else { continue };
+        let (once, by) = *registered.entry(content).or_insert((epoch, operation));
+        if once != epoch {
+            let text =
+                format!("`{content}` of `{id}` was registered once, and has the epochs {once} and {epoch}");
+            judgement.violation("a registration happens twice", text, vec![by, operation]);
+        }
         let (first, by) = *contents.entry(epoch).or_insert((content, operation));
         if first != content {
             let text = format!("epoch {epoch} of `{id}` is `{first}` and `{content}`");

@@ -214,6 +214,7 @@ impl Call {
             | Self::Heartbeat { id }
             | Self::Get { id } => Some(id),
             Self::List { .. }
+            | Self::Wait { .. }
             | Self::PutConfig { .. }
             | Self::GetConfig { .. }
             | Self::Status

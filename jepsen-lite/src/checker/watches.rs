@@ -2,7 +2,8 @@
 //!
 //! What is known to have happened is what any watcher was told, and what was acknowledged with its index. A watcher
 //! covers all indices from a snapshot to the last one that it was told of; there, it must have been told all of
-//! that. And a snapshot has what the changes before it make of the first one.
+//! that. No content is sent twice, so none comes twice. And a snapshot has what the changes before it make of the first one. A call that waits never goes back, does not
+//! overlook what was acknowledged before it began, and answers what is there at the index that it tells.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,8 +46,10 @@ pub(super) fn check(events: &[Event], operations: &[Operation], judgement: &mut 
             }
         }
     }
+    twice(&known, operations, judgement);
     completeness(&stretches, &known, judgement);
     snapshots(&stretches, &known, judgement);
+    waits(&stretches, operations, judgement);
 }
 
 /// A watcher's record, cut at its snapshots.
@@ -77,7 +80,11 @@ fn stretches<'a>(events: &'a [Event], judgement: &mut Judgement) -> Vec<Stretch<
 
 /// What was acknowledged together with its index.
 fn acknowledged(operations: &[Operation]) -> BTreeMap<Key<'_>, Change<'_>> {
-    let changes = operations.iter().filter_map(|operation| match (&operation.call, &operation.outcome) {
+    operations.iter().filter_map(changed).collect()
+}
+
+fn changed(operation: &Operation) -> Option<(Key<'_>, Change<'_>)> {
+    match (&operation.call, &operation.outcome) {
         (Call::Register { id, content, .. }, Outcome::Ok { seen: Seen::Registered { epoch, .. } }) => {
             Some(((*epoch, id.as_str()), Some(content.as_str())))
         }
@@ -85,8 +92,24 @@ fn acknowledged(operations: &[Operation]) -> BTreeMap<Key<'_>, Change<'_>> {
             Some(((*index, id.as_str()), None))
         }
         _ => None,
-    });
-    changes.collect()
+    }
+}
+
+/// A registration that was asked for once happens once.
+fn twice(known: &BTreeMap<Key<'_>, Change<'_>>, operations: &[Operation], judgement: &mut Judgement) {
+    let mut registered: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    for ((index, id), change) in known {
+        let Some(content) = change else { continue };
+        if let Some(before) = registered.insert((id, content), *index) {
+            let asked = |operation: &&Operation| match &operation.call {
+                Call::Register { id: asked, content: sent, .. } => asked == id && sent == content,
+                _ => false,
+            };
+            let text = format!("`{id}` became `{content}` at {before}, and again at {index}");
+            let asked = operations.iter().filter(asked).collect();
+            judgement.violation("a registration happens twice", text, asked);
+        }
+    }
 }
 
 fn completeness(stretches: &[Stretch<'_>], known: &BTreeMap<Key<'_>, Change<'_>>, judgement: &mut Judgement) {
@@ -135,6 +158,121 @@ fn snapshots(stretches: &[Stretch<'_>], known: &BTreeMap<Key<'_>, Change<'_>>, j
                 "{watcher}'s snapshot at {index} is {instances:?}, and the changes make {there:?} of it"
             );
             judgement.violation("a snapshot is not what the changes make of it", text, vec![]);
+        }
+    }
+}
+
+/// An answer to a call that waited.
+struct Waited<'a> {
+    operation: &'a Operation,
+    service: Option<&'a str>,
+    since: Option<u64>,
+    index: u64,
+    instances: &'a BTreeMap<String, String>,
+}
+
+fn waited(operation: &Operation) -> Option<Waited<'_>> {
+    match (&operation.call, &operation.outcome) {
+        (Call::Wait { service, since }, Outcome::Ok { seen: Seen::Instances { index, instances } }) => {
+            let (service, since, index) = (service.as_deref(), *since, *index);
+            Some(Waited { operation, service, since, index, instances })
+        }
+        _ => None,
+    }
+}
+
+fn waits(stretches: &[Stretch<'_>], operations: &[Operation], judgement: &mut Judgement) {
+    let mut waited: Vec<Waited<'_>> = operations.iter().filter_map(waited).collect();
+    if waited.is_empty() {
+        return judgement.doubts.push("no call that waits was answered".to_owned());
+    }
+    overlooked(&waited, operations, judgement);
+    for Waited { operation, since, index, .. } in &waited {
+        if since.is_some_and(|since| *index < since) {
+            let text = format!("it knew of {since:?}, and was told of {index}");
+            judgement.violation("a call that waits goes back", text, vec![operation]);
+        }
+    }
+    // One that answers in vain tells the old index, and perhaps what came in the moment of its answer.
+    waited.retain(|waited| waited.since != Some(waited.index));
+    waited.sort_by_key(|waited| waited.index);
+    let mut compared = vec![false; waited.len()];
+    for Stretch { snapshot, changes, .. } in stretches {
+        let Some(((end, _), ..)) = changes.last() else { continue };
+        let mut there: BTreeMap<&str, &str> =
+            snapshot.1.iter().map(|(id, content)| (id.as_str(), content.as_str())).collect();
+        let mut changes = changes.iter().peekable();
+        for (waited, compared) in waited.iter().zip(&mut compared) {
+            // Of the last index there may be more to come.
+            if *compared || waited.index < snapshot.0 || waited.index >= *end {
+                continue;
+            }
+            while let Some(((_, id), change, _)) = changes.next_if(|((index, _), ..)| *index <= waited.index)
+            {
+                match change {
+                    Some(content) => there.insert(id, content),
+                    None => there.remove(id),
+                };
+            }
+            *compared = true;
+            let wanted = there.iter().filter(|(id, _)| is_of(waited.service, id));
+            if !wanted.map(|(id, content)| (*id, *content)).eq(pairs(waited.instances)) {
+                let text = format!(
+                    "it was told {:?} at {}, and the changes make {there:?} of what was before",
+                    waited.instances, waited.index
+                );
+                judgement.violation(
+                    "a call that waits is told what is not there",
+                    text,
+                    vec![waited.operation],
+                );
+            }
+        }
+    }
+    if !compared.contains(&true) {
+        judgement
+            .doubts
+            .push("no answer to a call that waits could be compared with what watchers were told".to_owned());
+    }
+}
+
+fn pairs(instances: &BTreeMap<String, String>) -> impl Iterator<Item = (&str, &str)> {
+    instances.iter().map(|(id, content)| (id.as_str(), content.as_str()))
+}
+
+/// Where anybody asks for one service, its instances' ids begin with its name.
+fn is_of(service: Option<&str>, id: &str) -> bool {
+    service.is_none_or(|service| id.starts_with(service))
+}
+
+/// None may find nothing newer if something newer was acknowledged before it began.
+fn overlooked(waited: &[Waited<'_>], operations: &[Operation], judgement: &mut Judgement) {
+    let mut by_end: Vec<(u64, Key<'_>, &Operation)> = operations
+        .iter()
+        .filter_map(|operation| Some((operation.ended_us?, changed(operation)?.0, operation)))
+        .collect();
+    by_end.sort_by_key(|(ended_us, ..)| *ended_us);
+    let services: BTreeSet<Option<&str>> = waited.iter().map(|waited| waited.service).collect();
+    for wanted in services {
+        let mut ended = by_end.iter().filter(|(_, (_, id), _)| is_of(wanted, id)).peekable();
+        let mut newest: Option<(u64, &Operation)> = None;
+        for Waited { operation, service, since, index, .. } in waited {
+            if *service != wanted {
+                continue;
+            }
+            while let Some((_, (changed, _), by)) =
+                ended.next_if(|(end_us, ..)| *end_us < operation.invoked_us)
+            {
+                newest = newest.filter(|(newest, _)| newest >= changed).or(Some((*changed, by)));
+            }
+            if let Some((newest, by)) = newest
+                && *index < newest
+            {
+                let text = format!(
+                    "it knew of {since:?}, was told of {index}, and {newest} was acknowledged before"
+                );
+                judgement.violation("a call that waits overlooks a change", text, vec![by, operation]);
+            }
         }
     }
 }

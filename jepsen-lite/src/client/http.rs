@@ -92,7 +92,8 @@ impl Connection {
             .map_err(|error| HttpError::Lost(error.to_string()))
     }
 
-    fn send(&mut self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    /// Sends these bytes, whatever they are.
+    pub fn send(&mut self, mut bytes: &[u8], deadline: Instant) -> io::Result<()> {
         while !bytes.is_empty() {
             self.stream.set_write_timeout(Some(still(deadline)?))?;
             let sent = self.stream.write(bytes)?;
@@ -166,7 +167,8 @@ impl Connection {
         }
     }
 
-    fn take(&mut self, length: usize, deadline: Instant) -> io::Result<Vec<u8>> {
+    /// The next so many bytes, whatever they are.
+    pub fn take(&mut self, length: usize, deadline: Instant) -> io::Result<Vec<u8>> {
         if length > ANSWER_BYTES_MAX {
             return Err(io::Error::other("the answer is too long"));
         }

@@ -10,6 +10,9 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use super::{PATIENCE, Site, Step};
 use crate::client::{Client, Instance};
 
+/// The service of all of them; their ids begin with it.
+pub(super) const SERVICE: &str = "shared";
+
 /// So few that each is always written by several at once.
 const INSTANCES: usize = 5;
 
@@ -31,11 +34,11 @@ pub(super) fn clients(site: &Site) -> impl Iterator<Item = Step> {
 
 fn step(client: &mut Client, rng: &mut StdRng, number: u64) {
     let node = rng.random_range(0..client.nodes());
-    let id = format!("shared-{}", rng.random_range(0..INSTANCES));
+    let id = format!("{SERVICE}-{}", rng.random_range(0..INSTANCES));
     match rng.random_range(0..100) {
         0..40 => {
             let payload = format!("{}-{number}", client.name());
-            let (name, address) = ("shared".to_owned(), "127.0.0.1:9000".to_owned());
+            let (name, address) = (SERVICE.to_owned(), "127.0.0.1:9000".to_owned());
             client.register(node, &Instance { id, name, address, payload, ttl_ms: 0 });
         }
         40..55 => {

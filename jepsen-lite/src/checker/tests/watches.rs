@@ -82,6 +82,14 @@ fn a_change_that_comes_twice_or_out_of_order_is_found() {
 }
 
 #[test]
+fn a_registration_that_happens_twice_is_found() {
+    let mut history = watched();
+    history.change("w1", 7, "b", None);
+    history.change("w1", 8, "b", Some("2"));
+    history.watches_break(&["a registration happens twice"]);
+}
+
+#[test]
 fn changes_at_one_index_may_be_several() {
     let mut history = watched();
     history.change("w1", 7, "b", None);
@@ -103,4 +111,42 @@ fn a_snapshot_that_the_changes_do_not_explain_is_found() {
     let mut history = watched();
     history.snapshot("w2", 5, &[("a", "1"), ("b", "2")]);
     history.watches_break(&["a snapshot is not what the changes make of it"]);
+}
+
+fn waited(since: Option<u64>, service: Option<&str>) -> Call {
+    Call::Wait { since, service: service.map(str::to_owned) }
+}
+
+fn answer(index: u64, instances: &[(&str, &str)]) -> Outcome {
+    let Seen::Instances { instances, .. } = list(instances) else { unreachable!("a list has instances") };
+    ok_seeing(Seen::Instances { index, instances })
+}
+
+#[test]
+fn calls_that_wait_are_told_what_is_there_and_may_be_told_the_old_index() {
+    let mut history = watched();
+    history.call("p1", "n1", waited(None, None), answer(3, &[("a", "1")]));
+    history.call("p1", "n1", waited(Some(3), None), answer(5, &[("b", "2")]));
+    history.call("p2", "n1", waited(Some(3), Some("b")), answer(5, &[("b", "2")]));
+    history.call("p2", "n1", waited(Some(5), Some("b")), answer(5, &[("b", "other")]));
+    let acknowledged = ok_seeing(Seen::Registered { created: true, epoch: 6 });
+    history.write(register("c", "3"), acknowledged);
+    history.call("p2", "n1", waited(Some(5), Some("b")), answer(5, &[("b", "2")]));
+    history.watches_break(&[]);
+}
+
+#[test]
+fn a_call_that_waits_and_goes_back_overlooks_or_makes_up_is_found() {
+    let mut history = watched();
+    history.call("p1", "n1", waited(Some(5), None), answer(4, &[("a", "1"), ("b", "2")]));
+    history.watches_break(&["a call that waits goes back"]);
+
+    let mut history = watched();
+    history.write(register("c", "3"), ok_seeing(Seen::Registered { created: true, epoch: 6 }));
+    history.call("p1", "n1", waited(Some(5), None), answer(5, &[("b", "2")]));
+    history.watches_break(&["a call that waits overlooks a change"]);
+
+    let mut history = watched();
+    history.call("p1", "n1", waited(Some(3), None), answer(4, &[("a", "1")]));
+    history.watches_break(&["a call that waits is told what is not there"]);
 }

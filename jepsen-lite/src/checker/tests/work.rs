@@ -88,6 +88,16 @@ fn epochs_belong_to_one_registration_and_go_up() {
     history.rules(Work::Registry, &["an epoch has two contents", "epochs go back"]);
 }
 
+#[test]
+fn a_registration_that_happens_twice_is_found_although_an_order_fits() {
+    let mut history = History::default();
+    let twice = history.begin("c1", "n1", register("a", "1"));
+    history.call("c2", "n2", get("a"), seen("1", 4));
+    history.end(twice, registered(true, 5));
+    history.write(deregister("a"), ok());
+    history.rules(Work::Registry, &["a registration happens twice"]);
+}
+
 // === Leases ===
 
 fn lease(id: &str) -> Call {
