@@ -10,6 +10,7 @@ mod backup;
 mod bad_input;
 mod balance;
 mod bypass;
+mod certificates;
 mod cli;
 mod client;
 mod config_apply;
