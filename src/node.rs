@@ -62,7 +62,7 @@ use crate::{
 pub use crate::control::backup as offline;
 
 /// What this build calls itself.
-pub const BUILD: &str = env!("CARGO_PKG_VERSION");
+pub const BUILD: &str = gogate_cluster::BUILD;
 
 /// How long what was handed to other threads (a folder's fsync, a document's check) may hold up the exit.
 const LINGER: Duration = Duration::from_secs(1);
@@ -361,6 +361,7 @@ fn cluster_config(
         secret: config.peer_secret.clone().map(|secret| gogate_cluster::Secret(secret.0)),
         tls,
         build: BUILD.to_owned(),
+        format: gogate_cluster::state::FORMAT,
         timers: Timers::default(),
     }
 }

@@ -28,9 +28,10 @@ use crate::{
     figures::Durations,
     forward::{self, Forwarded},
     handle::ProposeError,
-    raft::{Core, Link, Links, Roles, SubmitError},
-    state::{Command, Instance, NodeId, Outcome, RestoreStep},
+    raft::{Core, Link, Links, Replica, Roles, SubmitError},
+    state::{Command, Instance, NodeId, Outcome, RestoreStep, State},
     storage::codec::{self, Batch},
+    upgrade,
 };
 
 /// Submissions that wait for the batcher; when it is full the caller is told `NotDone` at once.
@@ -70,6 +71,7 @@ const NOT_LEADER: &str = "this node is not the leader";
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Submission>,
     pause: Arc<Pause>,
+    replica: Arc<Replica>,
 }
 
 /// Between the batcher and whoever hands the leadership over.
@@ -110,6 +112,7 @@ pub(crate) struct Batcher {
     id: NodeId,
     roles: Roles,
     links: Links,
+    replica: Arc<Replica>,
     commit: Arc<Durations>,
     queue: mpsc::Receiver<Submission>,
     pause: Arc<Pause>,
@@ -160,6 +163,10 @@ impl Proposer {
     }
 
     async fn submit(&self, commands: Vec<Command>, origin: Origin, timeout: Duration) -> Answer {
+        let format = self.replica.read(State::format);
+        if let Some(refused) = commands.iter().find_map(|command| upgrade::allows(format, command).err()) {
+            return Err(not_done(refused));
+        }
         let bytes = commands.iter().map(weight).sum();
         if bytes > COMMAND_BYTES_MAX.max(2 * BATCH_BYTES_MAX) {
             return Err(not_done(format!(
@@ -200,6 +207,8 @@ fn weight(command: &Command) -> usize {
                 registration.id.len() + registration.name.len() + registration.address.len() + metadata + tags
             }
             Command::Deregister { id } => id.len(),
+            #[cfg(feature = "next-format")]
+            Command::DeregisterCounted { id } => id.len(),
             Command::PutDocument(document) | Command::PutUploaded { document, .. } => {
                 document.content.len() + document.by.len()
             }
@@ -209,7 +218,7 @@ fn weight(command: &Command) -> usize {
             Command::ActivateDocument { .. } => 0,
             Command::RefuseDocument { reason, .. } => reason.len(),
             Command::Once { key, command, .. } => key.len() + weight(command),
-            Command::RetireNode { .. } => 0,
+            Command::RetireNode { .. } | Command::RaiseFormat { .. } => 0,
             Command::Restore { step, .. } => match step {
                 RestoreStep::Instances(instances) => instances.iter().map(instance_weight).sum(),
                 RestoreStep::Document(version) => version.content.len() + version.by.len(),
@@ -267,7 +276,13 @@ impl Submission {
 // === impl Batcher ===
 
 impl Batcher {
-    pub(crate) fn new(core: Core, id: NodeId, links: Links, commit: Arc<Durations>) -> (Proposer, Self) {
+    pub(crate) fn new(
+        core: Core,
+        id: NodeId,
+        links: Links,
+        replica: Arc<Replica>,
+        commit: Arc<Durations>,
+    ) -> (Proposer, Self) {
         let (sender, queue) = mpsc::channel(QUEUE);
         let pause = Arc::new(Pause { wanted: watch::Sender::new(false), quiet: watch::Sender::new(false) });
         let batcher = Self {
@@ -275,6 +290,7 @@ impl Batcher {
             core,
             id,
             links,
+            replica: replica.clone(),
             commit,
             queue,
             pause: pause.clone(),
@@ -283,7 +299,7 @@ impl Batcher {
             clock: TickClock::default(),
             swept: Instant::now(),
         };
-        (Proposer { queue: sender, pause }, batcher)
+        (Proposer { queue: sender, pause, replica }, batcher)
     }
 
     pub(crate) async fn run(mut self, mut stop: watch::Receiver<bool>) {
@@ -410,8 +426,13 @@ impl Batcher {
         let mut flight = self.take(true);
         let begun = Instant::now();
         let since_tick_ms = self.clock.stamp(term, &mut flight.commands, bugs::now());
-        let batch = Batch { since_tick_ms, commands: std::mem::take(&mut flight.commands) };
-        let encoded = codec::encode(&batch);
+        let current = self.replica.read(State::format);
+        let commands = std::mem::take(&mut flight.commands).into_iter();
+        let commands: Vec<_> = commands.map(|command| command.written_in(current)).collect();
+        // A raise is of the format that it raises to: who does not understand that one stops here.
+        let format = commands.iter().map(Command::format).fold(current, u8::max);
+        let batch = Batch { since_tick_ms, commands };
+        let encoded = codec::encode_in(format, &batch);
         flight.commands = batch.commands;
         let answer = self.core.submit(encoded).await;
         let commit = self.commit.clone();

@@ -59,7 +59,7 @@ pub(crate) use self::door::{Door, Facts, Whoami, role};
 use crate::{
     handle::StartError,
     node::Node,
-    state::NodeId,
+    state::{NodeId, OLDEST},
     storage::{Identity, codec::NodeRecord},
 };
 
@@ -291,6 +291,8 @@ pub(crate) async fn ask_to_join(door: &Door, address: &str) -> Result<v1::JoinRe
         incarnation: record.incarnation,
         role: role(door.facts.learner).to_owned(),
         passed_on: false,
+        format: door.facts.format.into(),
+        oldest_format: OLDEST.into(),
     };
     let link = door.links.stranger(address);
     let reply = link.client().join(link.request(message, Some(JOIN_TIMEOUT))).await?;

@@ -40,7 +40,7 @@ pub(crate) async fn to_leader(
 ) -> Forwarded {
     let timeout = deadline.saturating_duration_since(Instant::now());
     let request = v1::ProposeRequest {
-        commands: commands.iter().map(codec::encode).collect(),
+        commands: commands.iter().map(|command| codec::encode_in(command.format(), command)).collect(),
         timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
     };
     let mut client = link.client();

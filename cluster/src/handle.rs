@@ -20,7 +20,7 @@ use crate::{
     figures::Figures,
     heartbeats, manage,
     manage::ManageError,
-    node::{Node, Report, Tasks, open_node},
+    node::{Node, Report, Stores, Tasks, open_node},
     raft::{self, Links, Replica},
     state::{Change, ChangeKind, Command, Fate, Heartbeat, NodeId, Outcome, PART_BYTES, State},
     status::{self, Member, MemberReport, Status},
@@ -56,6 +56,8 @@ pub struct ClusterConfig {
     pub tls: Option<Arc<PeerTls>>,
     /// Told by `Status`.
     pub build: String,
+    /// The newest format that it understands: the build's [`FORMAT`](crate::state::FORMAT), less only in tests.
+    pub format: u8,
     /// Timers; the defaults are the design's.
     pub timers: Timers,
 }
@@ -204,12 +206,13 @@ impl Cluster {
             listener,
             advertise,
             admin,
+            format,
             ..
         } = config;
         let refused = |problem| StartError::Bootstrap { cluster: cluster_name.clone(), problem };
         let secret = config.secret.as_ref().map(|secret| secret.0.as_str());
         let links = Links::new(secret, config.tls.clone(), &advertise).map_err(refused)?;
-        let dir = open_dir(&data_dir, &cluster_name, &name, learner).await?;
+        let dir = open_dir(&data_dir, &cluster_name, &name, learner, format).await?;
         if dir.identity.learner != learner {
             let role = bootstrap::role(dir.identity.learner);
             tracing::warn!(
@@ -218,9 +221,10 @@ impl Cluster {
             );
         }
         let learner = dir.identity.learner;
-        let (log, snapshots) = (dir.log.clone(), dir.snapshots.clone());
+        let stores =
+            Stores { formats: dir.formats.clone(), log: dir.log.clone(), snapshots: dir.snapshots.clone() };
         let secret = config.secret;
-        let facts = Facts { name, cluster_name, expect, peers, learner, advertise, admin, secret };
+        let facts = Facts { name, cluster_name, expect, peers, learner, advertise, admin, secret, format };
         let door = Arc::new(Door::new(facts.clone(), links.clone(), dir));
 
         let (stop, stopping) = watch::channel(false);
@@ -234,7 +238,7 @@ impl Cluster {
         });
         let started = async {
             bootstrap::first_start(&door).await?;
-            open_node(&door, &facts, config.build, &config.timers, links, log, snapshots).await
+            open_node(&door, &facts, config.build, &config.timers, links, stores).await
         };
         let (parts, writer) = match started.await {
             Ok(started) => started,
@@ -491,10 +495,16 @@ impl Cluster {
     }
 }
 
-async fn open_dir(path: &Path, cluster: &str, name: &str, learner: bool) -> Result<DataDir, StartError> {
+async fn open_dir(
+    path: &Path,
+    cluster: &str,
+    name: &str,
+    learner: bool,
+    format: u8,
+) -> Result<DataDir, StartError> {
     let (owned, cluster, name) = (path.to_owned(), cluster.to_owned(), name.to_owned());
     let opened = tokio::task::spawn_blocking(move || {
-        DataDir::open(&owned, Owner { cluster_name: &cluster, name: &name, learner })
+        DataDir::open(&owned, Owner { cluster_name: &cluster, name: &name, learner, format })
     });
     match opened.await {
         Ok(opened) => opened.map_err(StartError::from),

@@ -29,6 +29,7 @@ mod raft;
 mod reads;
 mod status;
 mod tls;
+mod upgrade;
 
 pub use backup::Backup;
 pub use batch::COMMAND_BYTES_MAX;
@@ -37,4 +38,10 @@ pub use handle::{Changes, Cluster, ClusterConfig, ProposeError, ReadError, Secre
 pub use manage::ManageError;
 pub use raft::{Survivor, recover, survivor};
 pub use status::{Member, MemberReport, Status};
+/// The build, as messages and the status name it.
+pub const BUILD: &str = match cfg!(feature = "next-format") {
+    true => concat!(env!("CARGO_PKG_VERSION"), "+next-format"),
+    false => env!("CARGO_PKG_VERSION"),
+};
+
 pub use tls::{PeerTls, certificate_is_for};

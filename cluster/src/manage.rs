@@ -249,7 +249,7 @@ fn settled(membership: &Membership) -> Result<&BTreeSet<NodeId>, ManageError> {
 }
 
 /// What those of `nodes` say that answer.
-async fn ask(
+pub(crate) async fn ask(
     node: &Node,
     membership: &Membership,
     nodes: impl IntoIterator<Item = NodeId>,

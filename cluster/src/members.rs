@@ -7,7 +7,8 @@
 //! back as somebody new, and its old self is gone.
 //!
 //! Invariants: every step is idempotent and is driven by the node that wants in, which asks again through any
-//! change of leader; one join at a time; a living node is never replaced.
+//! change of leader; one join at a time; a living node is never replaced; who does not understand what the cluster
+//! writes is not let in (`upgrade`).
 
 use std::{
     collections::BTreeSet,
@@ -25,6 +26,7 @@ use crate::{
     raft::{Core, Links, Membership, Replica},
     state::{Command, NewNode, NodeId, Outcome},
     storage::codec::NodeRecord,
+    upgrade,
 };
 
 /// A learner this close to the end of the log is caught up.
@@ -154,6 +156,7 @@ impl Admission {
         let Ok(_busy) = self.busy.try_lock() else {
             return Err(NotYet::Retry("another node is just joining".to_owned()));
         };
+        self.refuse_another_format(request)?;
         let membership = self.core.roles().membership();
         let known = membership.nodes.iter().find(|(_, node)| node.incarnation == request.incarnation);
         if let Some((id, _)) = known.filter(|(id, _)| !self.is_retired(**id)) {
@@ -167,6 +170,8 @@ impl Admission {
         self.refuse_the_removed(request)?;
         self.refuse_a_living_name(request, &membership).await?;
         let id = self.admit(request, &membership).await?;
+        // A raise that a leader before this one began may have come ahead of the id.
+        self.refuse_another_format(request)?;
         let node = NodeRecord {
             name: request.name.clone(),
             peer: request.peer.clone(),
@@ -176,6 +181,13 @@ impl Admission {
         self.core.add_learner(id, node).await.map_err(NotYet::Retry)?;
         tracing::info!(node = id, name = request.name, peer = request.peer, "a node joins as a learner");
         Ok(id)
+    }
+
+    fn refuse_another_format(&self, request: &v1::JoinRequest) -> Result<(), NotYet> {
+        let current = self.replica.read(|state| state.format());
+        let (format, oldest) = (upgrade::said(request.format), upgrade::said(request.oldest_format));
+        upgrade::check(format, oldest, current)
+            .map_err(|problem| NotYet::Refused(format!("node `{}` is not let in: {problem}", request.name)))
     }
 
     fn is_retired(&self, id: NodeId) -> bool {

@@ -1,7 +1,8 @@
 //! A node that is part of a cluster: everything that runs once it has an identity.
 //!
 //! Job: owns the parts and their tasks. Tasks, all stopped by `stop` and awaited by [`Tasks::end`]: the batcher,
-//! the rounds of reads, the campaigns, the leader's duties, the news for new leaders (`heartbeats`), the first
+//! the rounds of reads, the campaigns, the leader's duties, the decisions on documents, the raises of the format, the
+//! news for new leaders (`heartbeats`), the first
 //! start's end (`bootstrap`), the way to a vote and out of the group (`members`), the peers' server. Neighbours: `handle` is the
 //! callers' side of it, `raft::server` the peers'.
 
@@ -26,7 +27,8 @@ use crate::{
     raft::{CommittedKeeper, Core, Links, RaftLog, Replica, StateMachine},
     reads::{Reader, Rounds},
     state::NodeId,
-    storage::{SledLog, Snapshots},
+    storage::{Formats, SledLog, Snapshots},
+    upgrade::Upgrade,
 };
 
 /// The parts of a running node.
@@ -49,6 +51,7 @@ pub(crate) struct Node {
     pub(crate) report: Mutex<Report>,
     pub(crate) readiness: Readiness,
     pub(crate) committed: CommittedKeeper,
+    formats: Arc<Formats>,
     /// Whether this node is no member any more.
     pub(crate) removed: watch::Sender<bool>,
 }
@@ -75,7 +78,13 @@ impl Node {
             state: self.core.progress().role.to_owned(),
             config_error: report.config_error,
             draining: self.election.holds_back(),
+            format: self.format().into(),
         }
+    }
+
+    /// The newest format that this node understands.
+    pub(crate) fn format(&self) -> u8 {
+        self.formats.understood()
     }
 
     /// This node is no member any more: it goes on showing what it last knew, and takes part in nothing.
@@ -102,6 +111,13 @@ pub(crate) struct Parts {
     duties: Duties,
 }
 
+/// What of a data folder its parts use.
+pub(crate) struct Stores {
+    pub(crate) formats: Arc<Formats>,
+    pub(crate) log: Arc<SledLog>,
+    pub(crate) snapshots: Arc<Snapshots>,
+}
+
 /// Makes the parts over an opened data folder: afterwards the last known state is readable. Also returns the
 /// log writer's thread, which ends when nothing uses the log any more.
 pub(crate) async fn open_node(
@@ -110,21 +126,21 @@ pub(crate) async fn open_node(
     build: String,
     timers: &Timers,
     links: Links,
-    log: Arc<SledLog>,
-    snapshots: Arc<Snapshots>,
+    stores: Stores,
 ) -> Result<(Parts, thread::JoinHandle<()>), StartError> {
     let id = door.identity().node;
     let (commit, fsync) = (Arc::new(Durations::default()), Arc::new(Durations::default()));
     let replica = Arc::new(Replica::new());
-    let machine = StateMachine::open(replica.clone(), snapshots)?;
-    let (log, writer) = RaftLog::open(log, fsync.clone(), machine.covered())?;
+    let Stores { formats, log, snapshots } = stores;
+    let machine = StateMachine::open(replica.clone(), snapshots, formats.clone())?;
+    let (log, writer) = RaftLog::open(log, formats.clone(), fsync.clone(), machine.covered())?;
     let committed = log.committed_keeper();
     let core = Core::start(id, &facts.cluster_name, timers, links.clone(), log, machine)
         .await
         .map_err(|problem| StartError::Bootstrap { cluster: facts.cluster_name.clone(), problem })?;
     let heard = Arc::new(Heard::new());
     let election = Election::new(id, core.clone(), links.clone(), heard.clone(), timers.clone());
-    let (proposer, batcher) = Batcher::new(core.clone(), id, links.clone(), commit.clone());
+    let (proposer, batcher) = Batcher::new(core.clone(), id, links.clone(), replica.clone(), commit.clone());
     let (reader, rounds) = Rounds::new(core.clone(), links.clone());
     let inbox = Arc::new(Inbox::new(core.roles()));
     let duties = Duties::new(core.clone(), replica.clone(), proposer.clone(), inbox.clone());
@@ -156,6 +172,7 @@ pub(crate) async fn open_node(
         report: Mutex::default(),
         readiness: Readiness::new(),
         committed,
+        formats,
         removed: watch::Sender::new(false),
     };
     Ok((Parts { node: Arc::new(node), batcher, rounds, duties }, writer))
@@ -180,6 +197,7 @@ impl Parts {
         tasks.spawn(duties.run(stop.clone()));
         tasks.spawn(node.election.clone().run(stop.clone()));
         tasks.spawn(until(stop.clone(), Activation::new(node.clone()).run()));
+        tasks.spawn(until(stop.clone(), Upgrade::new(node.clone()).run()));
         tasks.spawn(until(stop.clone(), heartbeats::tell_new_leaders(node.clone())));
         tasks.spawn(until(stop.clone(), bootstrap::complete_forming(door.clone(), node.clone())));
         tasks.spawn(until(stop.clone(), members::seek_certainty(door.clone(), node.clone())));

@@ -5,7 +5,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use gogate_proto::v1;
 
-use crate::{figures::Figures, node::Node, state::NodeId};
+use crate::{
+    figures::Figures,
+    node::Node,
+    state::{NodeId, State},
+    upgrade,
+};
 
 /// Where a node stands, for people and for `/metrics`.
 #[derive(Debug, Clone, Default)]
@@ -20,6 +25,8 @@ pub struct Status {
     pub term: u64,
     /// The log index that the state has reached.
     pub applied: u64,
+    /// The format in which the cluster writes.
+    pub format: u8,
     /// The members as of the last membership entry.
     pub members: Vec<Member>,
 }
@@ -56,6 +63,8 @@ pub struct MemberReport {
     pub state: String,
     /// Whether it is to stop soon.
     pub draining: bool,
+    /// The newest format that it understands.
+    pub format: u8,
 }
 
 /// Where this node stands.
@@ -90,6 +99,7 @@ pub(crate) fn of(node: &Node, cluster_uuid: &str) -> Status {
         leader,
         term: progress.term,
         applied: *node.replica.applied().borrow(),
+        format: node.replica.read(State::format),
         members,
     }
 }
@@ -149,6 +159,7 @@ pub(crate) async fn snapshot_members(node: &Node, timeout: Duration) -> Vec<(Mem
 }
 
 fn report(reply: v1::StatusReply) -> MemberReport {
-    let v1::StatusReply { build, config_version, config_error, applied, state, draining, .. } = reply;
-    MemberReport { build, config_version, config_error, applied, state, draining }
+    let v1::StatusReply { build, config_version, config_error, applied, state, draining, format, .. } = reply;
+    let format = upgrade::said(format);
+    MemberReport { build, config_version, config_error, applied, state, draining, format }
 }

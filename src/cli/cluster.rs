@@ -140,12 +140,18 @@ async fn change(client: &Client, call: Call) -> Result<Value, CliError> {
 }
 
 fn nodes(value: &Value) -> Table {
-    let mut table = Table::new(&["ID", "NAME", "ROLE", "STATE", "ADMIN", "PEER", "LAG", "CONFIG", "BUILD"]);
+    let mut table =
+        Table::new(&["ID", "NAME", "ROLE", "STATE", "ADMIN", "PEER", "LAG", "CONFIG", "BUILD", "FORMAT"]);
     for node in value["nodes"].as_array().into_iter().flatten() {
-        let keys = ["id", "name", "role", "state", "admin", "peer", "lag", "config_version", "build"];
+        let keys =
+            ["id", "name", "role", "state", "admin", "peer", "lag", "config_version", "build", "format"];
         let mut cells = keys.map(|key| cell(&node[key]));
         if node["draining"] == true {
             cells[3].push_str(", draining");
+        }
+        // What is in use, and what a newer build could use once all nodes have it.
+        if node["format"].as_u64() > value["format"].as_u64() {
+            cells[9] = format!("{} of {}", cell(&value["format"]), cells[9]);
         }
         table.row(cells);
     }

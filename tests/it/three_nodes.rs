@@ -335,3 +335,17 @@ fn a_node_without_a_quorum_serves_what_it_knew_and_says_so() {
         cluster.start_node(0);
     }
 }
+
+#[test]
+fn the_status_shows_the_clusters_format_and_the_newest_of_each_node() {
+    let cluster = TestCluster::start(NODES);
+    eventually(CATCH_UP, "the cluster writes what all nodes understand", || {
+        let status = cluster.status(1)?;
+        let newest: Vec<_> =
+            status["nodes"].as_array().into_iter().flatten().map(|node| node["format"].as_u64()).collect();
+        match status["format"].as_u64() {
+            format @ Some(3..) if newest == [format; NODES] => Ok(()),
+            _ => Err(status.to_string()),
+        }
+    });
+}

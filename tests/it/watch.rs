@@ -10,7 +10,7 @@ use std::{
 use gogate::control::watch::{Form, Told, Watches};
 use gogate_cluster::{
     Cluster, ClusterConfig, Timers,
-    state::{Command, Outcome, Registration, State},
+    state::{Command, FORMAT, Outcome, Registration, State},
 };
 
 use crate::harness::{Connection, Event, Events, TestCluster, call, eventually, get, json};
@@ -283,6 +283,7 @@ async fn a_node_that_gets_a_snapshot_tells_its_watchers_to_look_again_and_goes_o
             secret: None,
             tls: None,
             build: "test".to_owned(),
+            format: FORMAT,
             timers: Timers { snapshot_entries: Some(40), ..Timers::default() },
         })
     });

@@ -31,6 +31,7 @@ pub(crate) struct Facts {
     pub(crate) advertise: String,
     pub(crate) admin: String,
     pub(crate) secret: Option<Secret>,
+    pub(crate) format: u8,
 }
 
 /// Who this node is, for its peers.
@@ -282,10 +283,13 @@ mod tests {
     use tonic::Code;
 
     use super::*;
-    use crate::storage::{LogStore, Meta, Owner};
+    use crate::{
+        state::FORMAT,
+        storage::{LogStore, Meta, Owner},
+    };
 
     fn dir(folder: &tempfile::TempDir) -> DataDir {
-        let owner = Owner { cluster_name: "demo", name: "n2", learner: false };
+        let owner = Owner { cluster_name: "demo", name: "n2", learner: false, format: FORMAT };
         DataDir::open(folder.path(), owner).unwrap()
     }
 
@@ -299,6 +303,7 @@ mod tests {
             advertise: "b:1".to_owned(),
             admin: String::new(),
             secret: None,
+            format: FORMAT,
         };
         Door::new(facts, Links::new(None, None, "b:1").unwrap(), dir)
     }

@@ -11,6 +11,8 @@
 //!   the disk: the tail only sheds entries that the store has taken.
 //! - Entries are removed from the beginning only once a snapshot that holds them is on the disk: when one is
 //!   installed, the library asks for both at once, and a crash in between would leave a log without a beginning.
+//! - A format that the node does not understand stops it before anything of it is written, and one that is new to
+//!   the disk is noted there first (`storage::formats`).
 //! - After the first error nothing more is written: every later call fails, and the core stops.
 //!
 //! # A leader replicates while its own disk writes
@@ -55,7 +57,7 @@ use crate::{
     figures::Durations,
     state::NodeId,
     storage::{
-        LogStore, Meta, StorageError,
+        Formats, LogStore, Meta, StorageError,
         codec::{self, EntryRecord, LogPosition, VoteRecord},
     },
 };
@@ -111,6 +113,8 @@ struct Tail {
 enum Write {
     Append {
         first: u64,
+        /// The newest of the batches among them.
+        format: u8,
         records: Vec<Bytes>,
         /// None: it was reported already.
         flushed: Option<LogFlushed<TypeConfig>>,
@@ -187,6 +191,7 @@ impl RaftLog {
     /// `covered` is the last index that is in a snapshot on the disk; it ends when there will be no other.
     pub(crate) fn open(
         store: Arc<dyn LogStore>,
+        formats: Arc<Formats>,
         fsync: Arc<Durations>,
         covered: watch::Receiver<Option<u64>>,
     ) -> Result<(Self, thread::JoinHandle<()>), StorageError> {
@@ -212,6 +217,7 @@ impl RaftLog {
         let (writer, writes) = mpsc::channel(WRITER_QUEUE);
         let own = Writer {
             shared: shared.clone(),
+            formats,
             fsync,
             end,
             durable,
@@ -365,12 +371,15 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
     {
         let mut records = Vec::new();
         let mut first = None;
-        let mut early = true;
+        let (mut early, mut format) = (true, 0);
         {
             let mut tail = self.shared.tail();
             for mut entry in entries {
                 let proposed = match &mut entry.payload {
-                    EntryPayload::Normal(proposal) => proposal.appended.take(),
+                    EntryPayload::Normal(proposal) => {
+                        format = format.max(codec::format_of(&proposal.batch));
+                        proposal.appended.take()
+                    }
                     EntryPayload::Blank | EntryPayload::Membership(_) => None,
                 };
                 // What came over the network or concerns the members has none.
@@ -389,7 +398,7 @@ impl RaftLogStorage<TypeConfig> for RaftLog {
             return Ok(());
         };
         let (early, flushed) = if early { (Some(callback), None) } else { (None, Some(callback)) };
-        self.write(Write::Append { first, records, flushed }).await?;
+        self.write(Write::Append { first, format, records, flushed }).await?;
         if let Some(early) = early {
             early.log_io_completed(Ok(()));
         }
@@ -559,6 +568,7 @@ impl Tail {
 /// The one thread that writes.
 struct Writer {
     shared: Arc<Shared>,
+    formats: Arc<Formats>,
     fsync: Arc<Durations>,
     /// The index after the last entry that the store has taken.
     end: u64,
@@ -600,8 +610,11 @@ impl Writer {
     /// Carries out one write; appends wait in `appended` for the barrier that they share.
     fn write(&mut self, write: Write, appended: &mut Vec<LogFlushed<TypeConfig>>) {
         match write {
-            Write::Append { first, records, flushed } => {
-                match self.attempt(|store| store.append(first, &records)) {
+            Write::Append { first, format, records, flushed } => {
+                let formats = self.formats.clone();
+                let append =
+                    |store: &dyn LogStore| formats.admit(format).and_then(|()| store.append(first, &records));
+                match self.attempt(append) {
                     Ok(()) => {
                         self.end = first + records.len() as u64;
                         self.shared.tail().shed(self.end);
@@ -711,13 +724,12 @@ fn gone() -> io::Error {
 }
 
 fn decoded<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, StorageError> {
-    codec::decode("a record of the log", bytes)
-        .map_err(|error| StorageError::Damaged { path: "log".into(), problem: error.to_string() })
+    codec::decode("a record of the log", bytes).map_err(|error| StorageError::of("log", &error))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
+    use std::{path::Path, sync::atomic::AtomicBool};
 
     use futures_util::poll;
     use openraft::{CommittedLeaderId, Membership, storage::RaftLogStorageExt};
@@ -737,12 +749,17 @@ mod tests {
     /// A batch of commands; proposed: by this node as the leader, else as it comes from one.
     fn batch(index: u64, proposed: bool) -> Entry<TypeConfig> {
         let appended = proposed.then(|| Arc::new(AtomicBool::new(false)));
-        let payload = EntryPayload::Normal(Proposal { batch: Bytes::from_static(b"batch"), appended });
+        let payload = EntryPayload::Normal(Proposal { batch: codec::encode(&0_u8), appended });
         Entry { log_id: id(1, index), payload }
     }
 
+    /// For what is not newer than the oldest format: nothing is written.
+    fn formats() -> Arc<Formats> {
+        Arc::new(Formats::open(Path::new(""), codec::FORMAT).unwrap())
+    }
+
     fn open(store: &Arc<MemoryLog>, covered: &watch::Sender<Option<u64>>) -> RaftLog {
-        let log = RaftLog::open(store.clone(), Arc::new(Durations::default()), covered.subscribe());
+        let log = RaftLog::open(store.clone(), formats(), Arc::default(), covered.subscribe());
         log.unwrap().0
     }
 
@@ -757,7 +774,7 @@ mod tests {
             let (end, barriers) = std::sync::mpsc::channel();
             let disk = Self { log: MemoryLog::default(), barriers: Mutex::new(barriers) };
             let covered = watch::channel(Some(u64::MAX)).1;
-            let log = RaftLog::open(Arc::new(disk), Arc::new(Durations::default()), covered);
+            let log = RaftLog::open(Arc::new(disk), formats(), Arc::default(), covered);
             (log.unwrap().0, end)
         }
     }
@@ -869,6 +886,28 @@ mod tests {
         drop(snapshots);
         log.purge(id(1, 4)).await.unwrap_err();
         assert_eq!(store.indexes(), 4..6);
+    }
+
+    #[tokio::test]
+    async fn a_format_that_is_not_understood_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let formats = Arc::new(Formats::open(folder.path(), 5).unwrap());
+        let store = Arc::new(MemoryLog::default());
+        let (covered, _) = watch::channel(None);
+        let log = RaftLog::open(store.clone(), formats, Arc::default(), covered.subscribe());
+        let (mut log, _) = log.unwrap();
+        let entry = |index, format| {
+            let batch = codec::encode_in(format, &0_u8);
+            let payload = EntryPayload::Normal(Proposal { batch, appended: None });
+            [Entry { log_id: id(1, index), payload }]
+        };
+        log.blocking_append(entry(0, 5)).await.unwrap();
+        // Whoever opens the folder next can tell before it opens the store.
+        Formats::open(folder.path(), 4).unwrap_err();
+        log.blocking_append(entry(1, 6)).await.unwrap_err();
+        log.blocking_append(entry(1, 5)).await.unwrap_err();
+        assert_eq!(store.indexes(), 0..1);
+        Formats::open(folder.path(), 5).unwrap();
     }
 
     #[tokio::test]

@@ -24,7 +24,9 @@ use crate::{
     state::{Command, NewNode, NodeId, State},
     storage::{
         DataDir, LogStore, Meta, Snapshot, StorageError,
-        codec::{self, Batch, EntryRecord, LogPosition, MembershipRecord, NodeRecord, PayloadRecord},
+        codec::{
+            self, Batch, CodecError, EntryRecord, LogPosition, MembershipRecord, NodeRecord, PayloadRecord,
+        },
     },
 };
 
@@ -95,7 +97,11 @@ pub fn recover(data_dir: &Path) -> Result<Survivor, StartError> {
         membership: MembershipRecord { voters: vec![[node].into()], nodes: [(node, own)].into() },
         id: format!("{RECOVERED}{}", last.index),
     };
-    let snapshot = Snapshot { index: last.index, meta: codec::encode(&record), state: codec::encode(&state) };
+    let snapshot = Snapshot {
+        index: last.index,
+        meta: codec::encode(&record),
+        state: codec::encode_state(&state.freeze()),
+    };
     dir.snapshots.write(&snapshot)?;
     let position = codec::encode(&last);
     dir.log.put(Meta::Purged, Some(&position))?;
@@ -123,7 +129,7 @@ impl Found {
         let mut cut_short = false;
         if let Some(snapshot) = dir.snapshots.newest()? {
             let record: convert::SnapshotRecord = decode("a snapshot's description", &snapshot.meta)?;
-            state = decode("the state", &snapshot.state)?;
+            state = codec::decode_state(&snapshot.state).map_err(unread)?;
             cut_short = record.id.starts_with(RECOVERED);
             (last, membership) = (record.last, record.membership);
         }
@@ -204,7 +210,9 @@ impl Found {
 }
 
 fn decode<T: serde::de::DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, StartError> {
-    codec::decode(what, bytes).map_err(|error| {
-        StorageError::Damaged { path: "the node's data folder".into(), problem: error.to_string() }.into()
-    })
+    codec::decode(what, bytes).map_err(unread)
+}
+
+fn unread(error: CodecError) -> StartError {
+    StorageError::of("the node's data folder", &error).into()
 }

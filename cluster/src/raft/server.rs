@@ -322,8 +322,8 @@ impl Peer for Service {
                     "{error}: update the leader before the others use what it lacks"
                 ))
             })?;
-            if matches!(command, Command::Tick { .. }) {
-                return Err(Status::invalid_argument("ticks are the leader's own"));
+            if matches!(command, Command::Tick { .. } | Command::RaiseFormat { .. }) {
+                return Err(Status::invalid_argument("ticks and the format are the leader's own"));
             }
             commands.push(command);
         }

@@ -24,8 +24,8 @@ use super::{
 use crate::{
     state::{Change, ChangeKind, Frozen, NodeId, Outcome, State},
     storage::{
-        self, Snapshots, StorageError,
-        codec::{self, Batch, CodecError, NodeRecord},
+        self, Formats, Snapshots, StorageError,
+        codec::{self, Batch, NodeRecord},
     },
 };
 
@@ -52,6 +52,7 @@ pub(crate) struct StateMachine {
 /// The snapshot files, and what the newest one is.
 struct Shelf {
     snapshots: Arc<Snapshots>,
+    formats: Arc<Formats>,
     newest: Mutex<Option<Meta>>,
     /// The last log index that is in a snapshot on the disk.
     covered: watch::Sender<Option<u64>>,
@@ -129,9 +130,13 @@ fn applied(state: &mut State, batch: Batch, changes: &mut Vec<Change>) -> Vec<Ou
 
 impl StateMachine {
     /// Brings `replica` to the newest snapshot.
-    pub(crate) fn open(replica: Arc<Replica>, snapshots: Arc<Snapshots>) -> Result<Self, StorageError> {
+    pub(crate) fn open(
+        replica: Arc<Replica>,
+        snapshots: Arc<Snapshots>,
+        formats: Arc<Formats>,
+    ) -> Result<Self, StorageError> {
         let (covered, _) = watch::channel(snapshots.newest_index());
-        let shelf = Arc::new(Shelf { snapshots, newest: Mutex::new(None), covered });
+        let shelf = Arc::new(Shelf { snapshots, formats, newest: Mutex::new(None), covered });
         let membership = StoredMembership::default();
         let mut machine = Self { replica, applied: None, membership, shelf, log: Durable::all() };
         if let Some(snapshot) = machine.shelf.snapshots.newest()? {
@@ -153,12 +158,9 @@ impl StateMachine {
     }
 
     fn restore(&mut self, snapshot: &storage::Snapshot) -> Result<Meta, StorageError> {
-        let damaged = |error: CodecError| StorageError::Damaged {
-            path: format!("the snapshot of index {}", snapshot.index).into(),
-            problem: error.to_string(),
-        };
-        let record = codec::decode("a snapshot's description", &snapshot.meta).map_err(damaged)?;
-        let state = codec::decode("the state", &snapshot.state).map_err(damaged)?;
+        let unread = |error| StorageError::of(format!("the snapshot of index {}", snapshot.index), &error);
+        let record = codec::decode("a snapshot's description", &snapshot.meta).map_err(unread)?;
+        let state = codec::decode_state(&snapshot.state).map_err(unread)?;
         let meta = convert::snapshot_meta(record);
         self.replica.replace(state);
         self.applied = meta.last_log_id;
@@ -233,7 +235,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let shelf = self.shelf.clone();
         let snapshot = blocking(move || {
             let _newest = shelf.newest();
-            let snapshot = shelf.snapshots.install(&mut file)?;
+            let snapshot = shelf
+                .snapshots
+                .install(&mut file, |snapshot| shelf.formats.admit(codec::format_of(&snapshot.state)))?;
             shelf.covered.send_replace(shelf.snapshots.newest_index());
             Ok(snapshot)
         })
@@ -301,7 +305,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             let snapshot = storage::Snapshot {
                 index,
                 meta: codec::encode(&convert::snapshot_record(&meta)),
-                state: codec::encode(&state),
+                state: codec::encode_state(&state),
             };
             shelf.keep(meta, &snapshot)?;
             shelf.current()

@@ -10,9 +10,8 @@ use tokio::sync::watch;
 
 use super::{RaftLog, Replica, StateMachine, TypeConfig, convert};
 use crate::{
-    figures::Durations,
     state::NodeId,
-    storage::{LogStore, MemoryLog, SledLog, Snapshots},
+    storage::{Formats, LogStore, MemoryLog, SledLog, Snapshots, codec},
 };
 
 /// Makes each test a store of its own; what it returns first keeps the folder there.
@@ -34,9 +33,11 @@ impl StoreBuilder<TypeConfig, RaftLog, StateMachine, tempfile::TempDir> for Buil
         let snapshots = Arc::new(snapshots.map_err(|error| convert::cannot_write(&error))?);
         // The suite purges what no snapshot holds.
         let (_, covered) = watch::channel(Some(u64::MAX));
-        let (log, _writer) = RaftLog::open(log, Arc::new(Durations::default()), covered)
+        let formats = Formats::open(folder.path(), codec::FORMAT);
+        let formats = Arc::new(formats.map_err(|error| convert::cannot_read(&error))?);
+        let (log, _writer) = RaftLog::open(log, formats.clone(), Arc::default(), covered)
             .map_err(|error| convert::cannot_write(&error))?;
-        let machine = StateMachine::open(Arc::new(Replica::new()), snapshots)
+        let machine = StateMachine::open(Arc::new(Replica::new()), snapshots, formats)
             .map_err(|error| convert::cannot_write(&error))?;
         Ok((folder, log, machine))
     }

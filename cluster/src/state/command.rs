@@ -1,7 +1,7 @@
 //! What can be asked of the replicated state, and what it answers.
 //!
-//! Invariant: these types are the wire and disk format (`storage::codec`). Variants and fields are only ever
-//! added at the end, in a new format version; an unknown variant stops a node, it is never skipped.
+//! Invariant: these types are the wire and disk format (`storage::codec`). Variants are only ever added at the end, in
+//! a new format (`format`), and keep their fields; an unknown variant stops a node, it is never skipped.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -95,6 +95,17 @@ pub enum Command {
         part: u64,
         /// What it brings.
         step: RestoreStep,
+    },
+    /// Every member understands this format: it is the cluster's from here on.
+    RaiseFormat {
+        /// Which one; a lower one than the cluster's changes nothing.
+        to: u8,
+    },
+    /// As `Deregister`, and counted: what a build to come may add.
+    #[cfg(feature = "next-format")]
+    DeregisterCounted {
+        /// Which one.
+        id: Arc<str>,
     },
 }
 
@@ -227,6 +238,11 @@ pub enum Outcome {
     Restored {
         /// The index of the change.
         index: u64,
+    },
+    /// The cluster's format.
+    Raised {
+        /// Which one.
+        format: u8,
     },
 }
 

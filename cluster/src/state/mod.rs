@@ -8,6 +8,7 @@
 mod clock;
 mod command;
 mod config;
+mod format;
 mod members;
 mod once;
 mod registry;
@@ -19,12 +20,14 @@ use std::sync::Arc;
 pub use clock::{ELAPSED_MS_MAX, LogClock, TICK_PERIOD};
 pub use command::{Command, Heartbeat, NewDocument, NewNode, Outcome, Refusal, Registration, RestoreStep};
 pub use config::{Documents, Fate, HISTORY, Version};
+pub use format::{FORMAT, OLDEST};
 pub use members::Members;
 pub use registry::{EXPIRY_GRACE_MS, Instance, Registry, SPREAD_MIN, SPREAD_TICKS};
 use serde::{Deserialize, Serialize};
 pub use uploads::PART_BYTES;
 
 use self::{
+    format::Format,
     once::Answers,
     registry::{INSTANCES_MAX, Kept},
     restore::{Restores, Step},
@@ -46,6 +49,13 @@ pub struct State {
     answers: Answers,
     uploads: Uploads,
     restores: Restores,
+    /// Not among its bytes: it is the format in which they are written.
+    #[serde(skip)]
+    format: Format,
+    /// Deregistrations since format 4; written from that one on.
+    #[cfg(feature = "next-format")]
+    #[serde(skip)]
+    counted: u64,
 }
 
 /// A copy of a [`State`] that can only be written out, which reads as the state: made while nothing may be applied, so
@@ -60,6 +70,11 @@ pub struct Frozen {
     answers: Answers,
     uploads: Uploads,
     restores: Restores,
+    #[serde(skip)]
+    format: Format,
+    #[cfg(feature = "next-format")]
+    #[serde(skip)]
+    counted: u64,
 }
 
 /// Something a reader can see changed, at `index`.
@@ -136,13 +151,7 @@ impl State {
                 self.change(kind, changes);
                 Outcome::Registered { instance: now, created, expires_in_ms }
             }
-            Command::Deregister { id } => match self.registry.remove(&id) {
-                None => Outcome::Refused(Refusal::UnknownInstance { id }),
-                Some(instance) => {
-                    self.change(ChangeKind::Deregistered(instance), changes);
-                    Outcome::Deregistered { index: self.index }
-                }
-            },
+            Command::Deregister { id } => self.deregister(id, changes),
             Command::PutDocument(document) => {
                 let staged = self.documents.stage(document);
                 self.staged(staged, changes)
@@ -188,6 +197,25 @@ impl State {
                 Ok(()) => Outcome::Retired { node },
                 Err(refusal) => Outcome::Refused(refusal),
             },
+            Command::RaiseFormat { to } => {
+                self.format = self.format.max(Format(to));
+                Outcome::Raised { format: self.format() }
+            }
+            #[cfg(feature = "next-format")]
+            Command::DeregisterCounted { id } => {
+                self.counted += 1;
+                self.deregister(id, changes)
+            }
+        }
+    }
+
+    fn deregister(&mut self, id: Arc<str>, changes: &mut Vec<Change>) -> Outcome {
+        match self.registry.remove(&id) {
+            None => Outcome::Refused(Refusal::UnknownInstance { id }),
+            Some(instance) => {
+                self.change(ChangeKind::Deregistered(instance), changes);
+                Outcome::Deregistered { index: self.index }
+            }
         }
     }
 
@@ -267,8 +295,12 @@ impl State {
     /// As it is now, to be written out.
     #[must_use]
     pub fn freeze(&self) -> Frozen {
-        let Self { index, clock, registry, documents, members, answers, uploads, restores } = self;
+        let Self { index, clock, registry, documents, members, answers, uploads, restores, format, .. } =
+            self;
         Frozen {
+            format: *format,
+            #[cfg(feature = "next-format")]
+            counted: self.counted,
             index: *index,
             clock: *clock,
             registry: registry.kept(),
@@ -278,6 +310,30 @@ impl State {
             uploads: uploads.clone(),
             restores: restores.clone(),
         }
+    }
+
+    /// The format in which the cluster writes: each member understands it.
+    #[must_use]
+    pub fn format(&self) -> u8 {
+        self.format.0
+    }
+
+    /// Deregistrations since format 4.
+    #[cfg(feature = "next-format")]
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        self.counted
+    }
+
+    /// A state that was read, and the format in which it was written.
+    pub(crate) fn read_in(self, format: u8) -> Self {
+        Self { format: Format(format), ..self }
+    }
+
+    /// With what follows the others' bytes from format 4 on.
+    #[cfg(feature = "next-format")]
+    pub(crate) fn with_counted(self, counted: u64) -> Self {
+        Self { counted, ..self }
     }
 
     /// The index of the last change.
@@ -309,6 +365,20 @@ impl State {
     pub fn expires_in_ms(&self, id: &str) -> Option<u64> {
         let deadline_ms = self.registry.deadline_ms(id)?;
         Some(deadline_ms.saturating_sub(self.clock.at(0)))
+    }
+}
+
+// === impl Frozen ===
+
+impl Frozen {
+    /// The format in which it is to be written.
+    pub(crate) fn format(&self) -> u8 {
+        self.format.0
+    }
+
+    #[cfg(feature = "next-format")]
+    pub(crate) fn counted(&self) -> u64 {
+        self.counted
     }
 }
 

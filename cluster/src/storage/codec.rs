@@ -1,20 +1,18 @@
 //! Types ↔ bytes, versioned: the only place that knows either format.
 //!
-//! Invariants: every encoding begins with its format version; what a reader does not know is an error that
-//! stops the node, never something to skip. Neighbours: `raft` (log, network), `storage::snapshot`, `forward`.
+//! Every encoding begins with the number of its format. What is a node's own or as it always was (votes, positions,
+//! the frame of an entry, what peers tell each other) is of the oldest one. What the cluster agrees on, batches and states,
+//! is of the format in the replicated state (`state::format`), so that no member meets what it does not understand.
+//! Invariants: what a reader does not know is an error that stops the node, never something to skip. Neighbours:
+//! `raft` (log, network), `storage::snapshot`, `forward`; `storage::formats` keeps older builds away from a folder.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::state::{Command, NodeId};
-
-/// The format of all that is written; a reader accepts this one and older ones down to [`OLDEST`].
-pub const FORMAT: u8 = 2;
-
-/// The oldest format that is read. What is older was never released.
-pub const OLDEST: u8 = 2;
+use crate::state::{Command, Frozen, NodeId, State};
+pub use crate::state::{FORMAT, OLDEST};
 
 /// What cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -116,23 +114,81 @@ pub struct Batch {
     pub commands: Vec<Command>,
 }
 
-/// `value` behind the format's version. Used for every type of this module, commands and outcomes included.
+/// `value` in the oldest format. For every type of this module, and for commands and outcomes between two nodes,
+/// which are as they were when they came.
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
-    let bytes = vec![FORMAT];
-    Bytes::from(postcard::to_extend(value, bytes).expect("these types have a serialization and memory grows"))
+    encode_in(OLDEST, value)
+}
+
+/// `value` behind the number of `format`.
+pub fn encode_in<T: Serialize>(format: u8, value: &T) -> Bytes {
+    Bytes::from(extended(vec![format], value))
+}
+
+/// The state in the format that it says.
+pub fn encode_state(state: &Frozen) -> Bytes {
+    let bytes = extended(vec![state.format()], state);
+    #[cfg(feature = "next-format")]
+    let bytes = if state.format() >= 4 { extended(bytes, &state.counted()) } else { bytes };
+    Bytes::from(bytes)
+}
+
+fn extended<T: Serialize>(bytes: Vec<u8>, value: &T) -> Vec<u8> {
+    postcard::to_extend(value, bytes).expect("these types have a serialization and memory grows")
 }
 
 /// The value that [`encode`] wrote, whole: bytes left over are an error.
 pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, CodecError> {
-    let malformed = |problem: String| CodecError::Malformed { what, problem };
+    let rest = understood(what, bytes)?;
+    let (value, left) = split_off(what, rest)?;
+    ended(what, left)?;
+    Ok(value)
+}
+
+/// The state that [`encode_state`] wrote, whole.
+pub fn decode_state(bytes: &[u8]) -> Result<State, CodecError> {
+    const WHAT: &str = "the state";
+    let rest = understood(WHAT, bytes)?;
+    let (state, left) = split_off::<State>(WHAT, rest)?;
+    let state = state.read_in(format_of(bytes));
+    #[cfg(feature = "next-format")]
+    let (state, left) = match state.format() {
+        ..4 => (state, left),
+        4.. => {
+            let (counted, left) = split_off(WHAT, left)?;
+            (state.with_counted(counted), left)
+        }
+    };
+    ended(WHAT, left)?;
+    Ok(state)
+}
+
+/// In which format something was written; 0: it is empty.
+pub fn format_of(bytes: &[u8]) -> u8 {
+    bytes.first().copied().unwrap_or(0)
+}
+
+/// What follows the format, if this build reads that one.
+fn understood<'a>(what: &'static str, bytes: &'a [u8]) -> Result<&'a [u8], CodecError> {
     match bytes.split_first() {
-        None => Err(malformed("it is empty".to_owned())),
+        None => Err(CodecError::Malformed { what, problem: "it is empty".to_owned() }),
         Some((&found, _)) if found > FORMAT => Err(CodecError::Newer { found }),
         Some((&found, _)) if found < OLDEST => Err(CodecError::Older { found }),
-        Some((_, rest)) => match postcard::take_from_bytes(rest) {
-            Ok((value, [])) => Ok(value),
-            Ok((_, left)) => Err(malformed(format!("{} bytes are left over", left.len()))),
-            Err(error) => Err(malformed(error.to_string())),
-        },
+        Some((_, rest)) => Ok(rest),
+    }
+}
+
+fn split_off<'a, T: DeserializeOwned>(
+    what: &'static str,
+    bytes: &'a [u8],
+) -> Result<(T, &'a [u8]), CodecError> {
+    postcard::take_from_bytes(bytes)
+        .map_err(|error| CodecError::Malformed { what, problem: error.to_string() })
+}
+
+fn ended(what: &'static str, left: &[u8]) -> Result<(), CodecError> {
+    match left.len() {
+        0 => Ok(()),
+        len => Err(CodecError::Malformed { what, problem: format!("{len} bytes are left over") }),
     }
 }

@@ -1,6 +1,6 @@
 //! A node's data folder, opened in the one order that is safe.
 //!
-//! Job: lock, identity, log, snapshots; and whether they belong together. Invariant: what was there once and is
+//! Job: lock, formats, identity, log, snapshots; and whether they belong together. Invariant: what was there once and is
 //! missing now is damage, never a fresh start. A first start makes the log before the identity: an identity
 //! means that all of it was there.
 
@@ -11,7 +11,8 @@ use std::{
 };
 
 use super::{
-    Identity, LogStore, Meta, SledLog, Snapshots, StorageError,
+    Formats, Identity, LogStore, Meta, SledLog, Snapshots, StorageError,
+    codec::FORMAT,
     folder::{lock_folder, sync_folder},
 };
 
@@ -24,12 +25,16 @@ pub struct Owner<'a> {
     pub name: &'a str,
     /// Whether a new node follows without a vote; a known one stays what it is.
     pub learner: bool,
+    /// The newest format that it understands.
+    pub format: u8,
 }
 
 /// All that lies in a data folder. Nobody else can open it until this is dropped.
 pub struct DataDir {
     /// Which node of which cluster; [`DataDir::save_identity`] changes it.
     pub identity: Identity,
+    /// Which formats it holds.
+    pub formats: Arc<Formats>,
     /// The log.
     pub log: Arc<SledLog>,
     /// The snapshots.
@@ -49,6 +54,7 @@ impl DataDir {
         let damaged = |problem: String| StorageError::Damaged { path: path.to_owned(), problem };
         fs::create_dir_all(path).map_err(io)?;
         let lock = lock_folder(path)?;
+        let formats = Formats::open(path, owner.format)?;
         let known = Identity::load(path)?;
         if let Some(identity) = &known {
             identity.check(path, owner.cluster_name, owner.name)?;
@@ -82,8 +88,8 @@ impl DataDir {
                 identity
             }
         };
-        let (log, snapshots) = (Arc::new(log), Arc::new(snapshots));
-        Ok(Self { identity, log, snapshots, used, path: path.to_owned(), _lock: lock })
+        let (formats, log, snapshots) = (Arc::new(formats), Arc::new(log), Arc::new(snapshots));
+        Ok(Self { identity, formats, log, snapshots, used, path: path.to_owned(), _lock: lock })
     }
 
     /// Opens the folder of a node that is stopped, whoever it is; makes nothing.
@@ -92,7 +98,7 @@ impl DataDir {
         match Identity::load(path)? {
             Some(identity) => {
                 let Identity { cluster_name, name, learner, .. } = &identity;
-                Self::open(path, Owner { cluster_name, name, learner: *learner })
+                Self::open(path, Owner { cluster_name, name, learner: *learner, format: FORMAT })
             }
             None => Err(StorageError::Refused {
                 path: path.to_owned(),

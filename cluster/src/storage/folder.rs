@@ -29,6 +29,24 @@ pub(super) fn sync_folder(path: &Path) -> Result<(), StorageError> {
         .map_err(|source| StorageError::Io { path: path.to_owned(), source })
 }
 
+/// A text for people to read, with the line that says whether it is whole.
+pub(super) fn seal_text(text: &str) -> String {
+    format!("{text}\nchecksum {:08x}\n", crc32c::crc32c(text.as_bytes()))
+}
+
+/// The text that [`seal_text`] sealed, or what is wrong with it.
+pub(super) fn unseal_text(bytes: &[u8]) -> Result<&str, String> {
+    let text = str::from_utf8(bytes).map_err(|error| error.to_string())?;
+    let (text, checksum) = text
+        .strip_suffix('\n')
+        .and_then(|text| text.rsplit_once("\nchecksum "))
+        .ok_or_else(|| "it does not end in its checksum".to_owned())?;
+    match checksum == format!("{:08x}", crc32c::crc32c(text.as_bytes())) {
+        true => Ok(text),
+        false => Err("its checksum does not match".to_owned()),
+    }
+}
+
 /// Replaces the file whole: after a crash it has its old content or its new one.
 pub(super) fn write_file(path: &Path, content: &[u8]) -> Result<(), StorageError> {
     let temporary = path.with_extension("new");

@@ -8,7 +8,11 @@ use std::{fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{StorageError, codec::NodeRecord, folder::write_file};
+use super::{
+    StorageError,
+    codec::NodeRecord,
+    folder::{seal_text, unseal_text, write_file},
+};
 use crate::state::NodeId;
 
 /// The file's name in the data folder.
@@ -72,8 +76,7 @@ impl Identity {
     pub(super) fn save(&self, data_dir: &Path) -> Result<(), StorageError> {
         let versioned = Versioned { format: FORMAT, identity: self };
         let json = serde_json::to_string_pretty(&versioned).expect("plain structs of strings and numbers");
-        let content = format!("{json}\nchecksum {:08x}\n", crc32c::crc32c(json.as_bytes()));
-        write_file(&data_dir.join(FILE), content.as_bytes())
+        write_file(&data_dir.join(FILE), seal_text(&json).as_bytes())
     }
 
     /// Refuses a folder of somebody else.
@@ -95,14 +98,7 @@ impl Identity {
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, String> {
-        let text = str::from_utf8(bytes).map_err(|error| error.to_string())?;
-        let (json, checksum) = text
-            .strip_suffix('\n')
-            .and_then(|text| text.rsplit_once("\nchecksum "))
-            .ok_or_else(|| "it does not end in its checksum".to_owned())?;
-        if checksum != format!("{:08x}", crc32c::crc32c(json.as_bytes())) {
-            return Err("its checksum does not match".to_owned());
-        }
+        let json = unseal_text(bytes)?;
         let Versioned { format, identity }: Versioned<serde_json::Value> =
             serde_json::from_str(json).map_err(|error| error.to_string())?;
         if format != FORMAT {

@@ -2,12 +2,13 @@
 //!
 //! Invariants: nothing here knows Raft's rules, it keeps bytes and says when they are durable; a record that
 //! does not check is reported, never served. Layout of a data folder: `identity` (which node of which
-//! cluster), `log/` (sled), `snapshots/` (our own files). Neighbours: `raft::log_store` decides what to write
+//! cluster), `format` (who can read it), `log/` (sled), `snapshots/` (our own files). Neighbours: `raft::log_store` decides what to write
 //! and in which order, `codec` alone turns types into bytes.
 
 pub mod codec;
 mod data_dir;
 mod folder;
+mod formats;
 mod frame;
 mod guard;
 mod identity;
@@ -20,6 +21,7 @@ use std::{ops::Range, path::PathBuf};
 use bytes::Bytes;
 
 pub use data_dir::{DataDir, Owner};
+pub use formats::Formats;
 pub use identity::Identity;
 pub use memory::MemoryLog;
 pub use snapshot::{Snapshot, Snapshots};
@@ -45,14 +47,29 @@ pub enum StorageError {
         /// What was found.
         problem: String,
     },
-    /// It is somebody else's.
+    /// It is somebody else's, or of a format that this build does not understand.
     #[error("{path}: {problem}")]
     Refused {
-        /// Which folder.
+        /// Which folder or file.
         path: PathBuf,
         /// Whose it is, and what to do.
         problem: String,
     },
+}
+
+// === impl StorageError ===
+
+impl StorageError {
+    /// Of something in `path` that cannot be decoded: what another build wrote is sound.
+    pub(crate) fn of(path: impl Into<PathBuf>, error: &codec::CodecError) -> Self {
+        let (path, problem) = (path.into(), error.to_string());
+        match error {
+            codec::CodecError::Newer { .. } | codec::CodecError::Older { .. } => {
+                Self::Refused { path, problem }
+            }
+            codec::CodecError::Malformed { .. } => Self::Damaged { path, problem },
+        }
+    }
 }
 
 /// The small values that are kept beside the log.

@@ -146,8 +146,12 @@ impl Snapshots {
             .map_err(|source| StorageError::Io { path, source })
     }
 
-    /// Checks what was received and keeps it, as [`Snapshots::write`] does.
-    pub fn install(&self, received: &mut File) -> Result<Snapshot, StorageError> {
+    /// Checks what was received and keeps it, as [`Snapshots::write`] does, if `admit` lets it in.
+    pub fn install(
+        &self,
+        received: &mut File,
+        admit: impl FnOnce(&Snapshot) -> Result<(), StorageError>,
+    ) -> Result<Snapshot, StorageError> {
         let path = self.path.join("a received snapshot");
         let io = |source| StorageError::Io { path: path.clone(), source };
         let mut bytes = Vec::new();
@@ -155,6 +159,7 @@ impl Snapshots {
         received.read_to_end(&mut bytes).map_err(io)?;
         let snapshot = Snapshot::decode(&bytes.into())
             .map_err(|problem| StorageError::Damaged { path: path.clone(), problem })?;
+        admit(&snapshot)?;
         self.write(&snapshot)?;
         Ok(snapshot)
     }
@@ -270,12 +275,16 @@ mod tests {
         for piece in bytes.chunks(1000) {
             file.write_all(piece).unwrap();
         }
-        assert_eq!(receiver.install(&mut file).unwrap(), snapshot(7));
+        assert_eq!(receiver.install(&mut file, |_| Ok(())).unwrap(), snapshot(7));
         assert_eq!(Snapshots::open(to.path()).unwrap().newest().unwrap(), Some(snapshot(7)));
 
         let mut cut = receiver.begin_receiving().unwrap();
         cut.write_all(&bytes[..bytes.len() / 2]).unwrap();
-        assert!(matches!(receiver.install(&mut cut), Err(StorageError::Damaged { .. })));
+        assert!(matches!(receiver.install(&mut cut, |_| Ok(())), Err(StorageError::Damaged { .. })));
+        let refused = || StorageError::Refused { path: PathBuf::new(), problem: String::new() };
+        sender.write(&snapshot(9)).unwrap();
+        let mut newer = sender.newest_file().unwrap().unwrap();
+        receiver.install(&mut newer, |_| Err(refused())).unwrap_err();
         assert_eq!(receiver.newest().unwrap(), Some(snapshot(7)));
     }
 

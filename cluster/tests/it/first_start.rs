@@ -1,6 +1,9 @@
 //! Crashes in the middle of the first start.
 
-use gogate_cluster::storage::{DataDir, Identity, Owner, codec::NodeRecord};
+use gogate_cluster::storage::{
+    DataDir, Identity, Owner,
+    codec::{FORMAT, NodeRecord},
+};
 
 use crate::harness::{Place, has, leader, places, register, shutdown_all, start_all};
 
@@ -9,7 +12,7 @@ fn leave_unfinished(places: &[Place], uuid: &str, marked: &[usize]) {
     let mut folders: Vec<_> = places
         .iter()
         .map(|place| {
-            let owner = Owner { cluster_name: "demo", name: &place.name, learner: false };
+            let owner = Owner { cluster_name: "demo", name: &place.name, learner: false, format: FORMAT };
             DataDir::open(&place.data_dir(), owner).unwrap()
         })
         .collect();

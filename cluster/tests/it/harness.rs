@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use gogate_cluster::{
     Cluster, ClusterConfig, Secret, StartError, Timers,
-    state::{Command, Instance, Outcome, Registration},
+    state::{Command, FORMAT, Instance, Outcome, Registration},
 };
 
 pub const TIMEOUT: Duration = Duration::from_secs(10);
@@ -76,6 +76,7 @@ impl Place {
             secret: Some(Secret("between us".to_owned())),
             tls: None,
             build: "test".to_owned(),
+            format: FORMAT,
             timers: Timers::default(),
         }
     }

@@ -12,7 +12,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use gogate_cluster::storage::{DataDir, LogStore, MemoryLog, Meta, Owner, SledLog, StorageError};
+use gogate_cluster::storage::{
+    DataDir, LogStore, MemoryLog, Meta, Owner, SledLog, StorageError, codec::FORMAT,
+};
 use tempfile::TempDir;
 
 /// A record's content follows from its index, so that a reader knows what must be there.
@@ -294,7 +296,7 @@ fn what_a_kill_during_open_leaves_is_cleared() {
 
 // === the data folder ===
 
-const OWNER: Owner<'static> = Owner { cluster_name: "demo", name: "n1", learner: false };
+const OWNER: Owner<'static> = Owner { cluster_name: "demo", name: "n1", learner: false, format: FORMAT };
 
 fn refusal(folder: &TempDir, owner: Owner<'_>) -> String {
     DataDir::open(folder.path(), owner).err().expect("it is refused").to_string()

@@ -12,3 +12,4 @@ mod recovery;
 mod snapshots;
 mod state_properties;
 mod three_nodes;
+mod upgrade;

@@ -23,6 +23,8 @@ struct ClusterJson {
     leader: Option<NodeId>,
     term: u64,
     applied: u64,
+    /// In which the cluster writes: each node understands it.
+    format: u8,
     nodes: Vec<NodeJson>,
 }
 
@@ -40,6 +42,8 @@ struct NodeJson {
     lag: Option<u64>,
     config_version: Option<u64>,
     build: Option<String>,
+    /// The newest that it understands.
+    format: Option<u8>,
 }
 
 /// `GET /v1/cluster`
@@ -54,10 +58,10 @@ pub(super) async fn status(context: &Context, query: Option<&str>) -> Result<Ans
         .max()
         .unwrap_or(status.applied);
     let nodes = reports.into_iter().map(|(member, report)| NodeJson::new(member, report, furthest)).collect();
-    let (leader, term, applied) = (status.leader, status.term, status.applied);
+    let (leader, term, applied, format) = (status.leader, status.term, status.applied, status.format);
     Ok(json(
         StatusCode::OK,
-        &ClusterJson { cluster: context.cluster_name.clone(), leader, term, applied, nodes },
+        &ClusterJson { cluster: context.cluster_name.clone(), leader, term, applied, format, nodes },
     ))
 }
 
@@ -78,6 +82,7 @@ impl NodeJson {
             draining: report.as_ref().is_some_and(|report| report.draining),
             lag: report.as_ref().map(|report| furthest.saturating_sub(report.applied)),
             config_version: report.as_ref().map(|report| report.config_version),
+            format: report.as_ref().map(|report| report.format),
             build: report.map(|report| report.build),
         }
     }
