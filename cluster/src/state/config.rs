@@ -157,16 +157,20 @@ impl Documents {
         Ok(())
     }
 
-    /// Puts other versions in the place of these. What was current is never followed by a lower number: then the
-    /// newest of the others becomes a new version, too.
-    pub(super) fn replace(&mut self, versions: Vec<Arc<Version>>) {
-        let was = self.current_version();
+    /// The last number that was given.
+    pub(super) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// Puts other versions in the place of these. The newest of them is in force under a number beyond
+    /// `given`: if its own is not, it becomes a new version, too.
+    pub(super) fn replace(&mut self, versions: Vec<Arc<Version>>, given: u64) {
         if let Some(staged) = self.staged.take() {
             self.refused.push_back((staged.version, "a backup was restored".to_owned()));
         }
         self.versions = versions.into();
         self.last = self.last.max(self.current_version());
-        if let Some(current) = self.current().filter(|current| current.version <= was) {
+        if let Some(current) = self.current().filter(|current| current.version <= given) {
             let again = Version { version: self.last + 1, ..Version::clone(current) };
             self.last += 1;
             self.versions.push_back(Arc::new(again));

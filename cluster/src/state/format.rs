@@ -9,7 +9,7 @@
 //! | format | what is new |
 //! |---|---|
 //! | 2 | the first that a build of today reads |
-//! | 3 | [`Command::RaiseFormat`]: the cluster's format itself |
+//! | 3 | [`Command::RaiseFormat`]: the cluster's format itself; a restored document does not come into force under a number that was refused |
 //! | 4 | only with the feature `next-format`, to test an upgrade with two builds: `Command::DeregisterCounted` |
 
 use super::Command;

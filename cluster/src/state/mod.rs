@@ -276,7 +276,12 @@ impl State {
                 let newest = gathered.instances.iter().map(|instance| instance.epoch).max().unwrap_or(0);
                 self.index = self.index.max(newest).max(index);
                 self.registry = Registry::of(gathered.instances, now_ms);
-                self.documents.replace(gathered.versions);
+                // Before format 3 a number that had been refused could come again.
+                let given = match self.format() {
+                    ..3 => self.documents.current_version(),
+                    3.. => self.documents.last(),
+                };
+                self.documents.replace(gathered.versions, given);
                 self.change(ChangeKind::Reset, changes);
                 self.restores.finished(restore, self.index);
                 Outcome::Restored { index: self.index }

@@ -1,19 +1,20 @@
 //! The replicated state under generated sequences of commands, beside a model that knows the real time.
 //!
-//! Two replicas with one log hold equal bytes; a snapshot and the rest of the log make what the whole log
-//! makes; the invariants hold after every step; and nothing expires early (P6), whatever the leaders do.
+//! Two replicas with one log hold equal bytes, though one of them is started from a snapshot again and again; a snapshot
+//! and the rest of the log make what the whole log makes; the invariants hold after every step; and nothing
+//! expires early (P6), whatever the leaders do.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
 use gogate_cluster::{
     state::{
-        Change, ChangeKind, Command, Fate, HISTORY, Heartbeat, NewDocument, NewNode, NodeId, Outcome,
-        Refusal, Registration, State,
+        Change, ChangeKind, Command, ELAPSED_MS_MAX, FORMAT, Fate, HISTORY, Heartbeat, Instance, NewDocument,
+        NewNode, NodeId, OLDEST, Outcome, Refusal, Registration, RestoreStep, State, Version,
     },
-    storage::codec::{decode, encode},
+    storage::codec::{decode_state, encode_state, format_of},
 };
 use proptest::{collection::vec, option, prelude::*};
 
@@ -72,6 +73,53 @@ enum Event {
         incarnation: u64,
         id: Option<NodeId>,
     },
+    Retire {
+        node: NodeId,
+    },
+    /// Nothing but ticks, until what nobody goes on with is forgotten.
+    Idle {
+        ticks: usize,
+    },
+    /// A part of a backup: the one that comes next, or one `off` from it.
+    Restore {
+        restore: u64,
+        off: i64,
+        brings: Brings,
+    },
+    Raise {
+        to: u8,
+    },
+    /// One of the two replicas is started again, from a snapshot.
+    Restart,
+}
+
+/// What a part of a backup brings.
+#[derive(Debug, Clone)]
+enum Brings {
+    Begin {
+        force: bool,
+    },
+    /// Instance, epoch, time to live.
+    Instances(Vec<(u8, u64, u64)>),
+    /// Of the version so many numbers after the last one; 0: more of its content.
+    Document {
+        gap: u64,
+    },
+    /// Whether it says truly how much there must be, and the index at which all stood.
+    Finish {
+        whole: bool,
+        index: u64,
+    },
+}
+
+fn brings() -> impl Strategy<Value = Brings> {
+    let ttl_ms = prop_oneof![Just(0), 1..8000u64];
+    prop_oneof![
+        2 => any::<bool>().prop_map(|force| Brings::Begin { force }),
+        2 => vec((0..6u8, 1..200u64, ttl_ms), 0..3).prop_map(Brings::Instances),
+        2 => (0..3u64).prop_map(|gap| Brings::Document { gap }),
+        2 => (prop::bool::weighted(0.8), 0..200u64).prop_map(|(whole, index)| Brings::Finish { whole, index }),
+    ]
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -90,7 +138,13 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0..80u64).prop_map(|to| Event::Rollback { to }),
         3 => (any::<bool>(), prop::bool::weighted(0.1)).prop_map(|(ready, late)| Event::Decide { ready, late }),
         2 => (0..8u8, 0..2u8).prop_map(|(key, id)| Event::Repeat { key, id }),
-        1 => (0..5u64, option::of(0..4u64)).prop_map(|(incarnation, id)| Event::Admit { incarnation, id }),
+        2 => (0..8u64, option::of(0..4u64)).prop_map(|(incarnation, id)| Event::Admit { incarnation, id }),
+        1 => (0..6u64).prop_map(|node| Event::Retire { node }),
+        1 => prop_oneof![9 => 1..40usize, 1 => Just(310)].prop_map(|ticks| Event::Idle { ticks }),
+        8 => (0..2u64, prop_oneof![8 => Just(0i64), 1 => Just(-1), 1 => Just(1)], brings())
+            .prop_map(|(restore, off, brings)| Event::Restore { restore, off, brings }),
+        1 => (OLDEST..=FORMAT).prop_map(|to| Event::Raise { to }),
+        2 => Just(Event::Restart),
     ]
 }
 
@@ -114,17 +168,47 @@ struct World {
     lives: BTreeMap<u8, Life>,
     epochs: BTreeMap<u8, Vec<u64>>,
     admitted: BTreeMap<NodeId, u64>,
+    retired: BTreeSet<NodeId>,
+    /// The log clock.
+    clock_ms: u64,
     index: u64,
+    format: u8,
     /// The document's current version, those that are kept, the staged one, and the last number given.
     version: u64,
     versions: Vec<u64>,
     staged: Option<u64>,
     last_version: u64,
-    /// The parts that are stored.
-    stored: BTreeMap<u64, BTreeSet<u32>>,
+    /// The last that were refused, and why.
+    refused: VecDeque<(u64, &'static str)>,
+    /// The parts that are stored, and since when on the log clock.
+    stored: BTreeMap<u64, (BTreeSet<u32>, u64)>,
+    /// The backup that comes in, and how the last one ended.
+    gathered: Option<Gathered>,
+    restored: Option<(u64, u64)>,
+    /// What was registered under a key.
+    kept: BTreeSet<u8>,
     /// What was answered under a key, and for which instance.
     answers: BTreeMap<u8, (u8, Outcome)>,
 }
+
+/// What came of a backup.
+#[derive(Debug, Clone)]
+struct Gathered {
+    restore: u64,
+    next: u64,
+    began_ms: u64,
+    force: bool,
+    instances: Vec<(u8, u64, u64)>,
+    versions: Vec<u64>,
+}
+
+/// As they are in `state::{config, restore, uploads}`.
+const REFUSED_MAX: usize = 16;
+const RESTORE_FORGOTTEN_MS: u64 = 10 * 60 * 1000;
+const UPLOAD_FORGOTTEN_MS: u64 = 60_000;
+
+const NOT_READY: &str = "n1: a test";
+const REPLACED: &str = "a backup was restored";
 
 fn id(number: u8) -> Arc<str> {
     format!("i{number}").into()
@@ -202,7 +286,7 @@ impl World {
                 let version = if late { self.version } else { self.staged.unwrap_or(0) };
                 match ready {
                     true => Command::ActivateDocument { version },
-                    false => Command::RefuseDocument { version, reason: "n1: a test".to_owned() },
+                    false => Command::RefuseDocument { version, reason: NOT_READY.to_owned() },
                 }
             }
             Event::Repeat { key, id: number } => Command::Once {
@@ -221,18 +305,82 @@ impl World {
             Event::Admit { incarnation, id } => {
                 Command::AdmitNode(NewNode { name: format!("n{incarnation}"), incarnation, id })
             }
+            Event::Retire { node } => Command::RetireNode { node },
+            Event::Restore { restore, off, ref brings } => {
+                let (part, step) = self.restore_step(restore, off, brings);
+                Command::Restore { restore, part, step }
+            }
+            Event::Raise { to } => Command::RaiseFormat { to },
+            Event::Idle { .. } | Event::Restart => return None,
         };
         Some((command, since_tick_ms))
     }
 
+    fn gathered(&mut self, restore: u64) -> Option<&mut Gathered> {
+        self.gathered.as_mut().filter(|gathered| gathered.restore == restore)
+    }
+
+    /// The number of the part, and the step.
+    fn restore_step(&mut self, restore: u64, off: i64, brings: &Brings) -> (u64, RestoreStep) {
+        let gathered = self.gathered(restore);
+        let next = gathered.as_ref().map_or(1, |gathered| gathered.next);
+        let part = next.saturating_add_signed(off);
+        let step = match brings {
+            Brings::Begin { force } => return (0, RestoreStep::Begin { force: *force }),
+            Brings::Instances(instances) => {
+                let instance = |(number, epoch, ttl_ms): &(u8, u64, u64)| Instance {
+                    id: id(*number),
+                    name: "restored".into(),
+                    address: "10.0.0.2:80".to_owned(),
+                    ttl_ms: *ttl_ms,
+                    weight: 1,
+                    metadata: BTreeMap::new(),
+                    tags: Vec::new(),
+                    epoch: *epoch,
+                };
+                RestoreStep::Instances(instances.iter().map(instance).collect())
+            }
+            Brings::Document { gap } => RestoreStep::Document(Version {
+                version: next_version(gathered.as_deref(), *gap),
+                content: "restored".into(),
+                sha256: String::new(),
+                by: "a test".to_owned(),
+                at_ms: 0,
+            }),
+            Brings::Finish { whole, index } => {
+                let counts = gathered.map_or((0, 0), |all| (all.instances.len(), all.versions.len()));
+                let (instances, versions) = (counts.0 as u64 + u64::from(!whole), counts.1 as u64);
+                RestoreStep::Finish { instances, versions, index: *index }
+            }
+        };
+        (part, step)
+    }
+
     /// What the world learns from an outcome, and whether it is a possible one.
-    fn judge(&mut self, event: &Event, outcome: &Outcome, changes: &[Change]) {
-        for change in changes {
+    fn judge(&mut self, event: &Event, since_tick_ms: u64, outcome: &Outcome, changes: &[Change]) {
+        let now_ms = self.clock_ms + since_tick_ms.min(ELAPSED_MS_MAX);
+        for change in changes.iter().filter(|change| change.kind != ChangeKind::Reset) {
             self.index += 1;
             assert_eq!(change.index, self.index, "changes are numbered without gaps");
         }
         match (event, outcome) {
-            (Event::Tick, Outcome::Ticked) => self.judge_tick(changes),
+            (Event::Tick, Outcome::Ticked) => self.judge_tick(since_tick_ms, changes),
+            (Event::Restore { restore, off, brings }, outcome) => {
+                self.judge_restore(*restore, *off, brings, now_ms, outcome, changes);
+            }
+            (Event::Retire { node }, Outcome::Retired { node: retired }) => {
+                assert_eq!(node, retired);
+                assert!(self.admitted.contains_key(node));
+                self.retired.insert(*node);
+            }
+            (Event::Retire { node }, Outcome::Refused(refusal)) => {
+                assert_eq!(*refusal, Refusal::UnknownNode { node: *node });
+                assert!(!self.admitted.contains_key(node));
+            }
+            (Event::Raise { to }, Outcome::Raised { format }) => {
+                self.format = self.format.max(*to);
+                assert_eq!(*format, self.format, "it never falls");
+            }
             (Event::Register { id, ttl_ms, .. }, Outcome::Registered { instance, created, .. }) => {
                 assert_eq!(instance.epoch, self.index, "a life is named after the index at which it begins");
                 let life = Life {
@@ -250,12 +398,14 @@ impl World {
             }
             (Event::Deregister { id }, Outcome::Refused(_)) => assert!(!self.lives.contains_key(id)),
             (Event::Store { upload, part }, Outcome::Stored) => {
-                self.stored.entry(*upload).or_default().insert(*part);
+                let stored = self.stored.entry(*upload).or_default();
+                stored.0.insert(*part);
+                stored.1 = now_ms;
             }
             (Event::PutStored { upload }, outcome) => {
-                let whole = self.stored.remove(upload).is_some_and(|parts| parts.len() == 2);
+                let whole = self.stored.remove(upload).is_some_and(|(parts, _)| parts.len() == 2);
                 match outcome {
-                    Outcome::Refused(Refusal::UploadGone) => {}
+                    Outcome::Refused(Refusal::UploadGone) => assert!(!whole),
                     Outcome::Staged { version } => {
                         assert!(whole);
                         self.stage(*version);
@@ -283,9 +433,12 @@ impl World {
             }
             (Event::Decide { ready, .. }, Outcome::Documented { version, changed: true }) => {
                 assert_eq!(self.staged.take(), Some(*version));
-                if *ready {
-                    self.version = *version;
-                    self.versions.push(*version);
+                match ready {
+                    true => {
+                        self.version = *version;
+                        self.versions.push(*version);
+                    }
+                    false => self.refuse(*version, NOT_READY),
                 }
             }
             (Event::Decide { late, .. }, Outcome::Refused(_)) => assert!(*late || self.staged.is_none()),
@@ -295,6 +448,7 @@ impl World {
                 None => {
                     assert_eq!(changes.len(), 1, "it is done the first time");
                     self.answers.insert(*key, (*id, outcome.clone()));
+                    self.kept.insert(*id);
                 }
             },
             (Event::Admit { incarnation, .. }, Outcome::Admitted { node }) => {
@@ -317,7 +471,113 @@ impl World {
         (self.staged, self.last_version) = (Some(version), version);
     }
 
-    fn judge_tick(&mut self, changes: &[Change]) {
+    fn refuse(&mut self, version: u64, reason: &'static str) {
+        self.refused.push_back((version, reason));
+        if self.refused.len() > REFUSED_MAX {
+            self.refused.pop_front();
+        }
+    }
+
+    /// Why a backup may not take this world's place unasked.
+    fn occupied(&self) -> Option<Outcome> {
+        let instances = (self.lives.len() + self.kept.len()) as u64;
+        let version = self.staged.unwrap_or(self.version);
+        (instances > 0 || version > 0).then_some(Outcome::Refused(Refusal::NotEmpty { instances, version }))
+    }
+
+    fn judge_restore(
+        &mut self,
+        restore: u64,
+        off: i64,
+        brings: &Brings,
+        now_ms: u64,
+        outcome: &Outcome,
+        changes: &[Change],
+    ) {
+        let lost = Outcome::Refused(Refusal::RestoreLost);
+        let occupied = self.occupied();
+        let expected = if let Brings::Begin { force } = *brings {
+            match occupied.filter(|_| !force) {
+                Some(refused) => refused,
+                None => {
+                    if self.gathered(restore).is_none() {
+                        let (instances, versions) = (Vec::new(), Vec::new());
+                        self.gathered =
+                            Some(Gathered { restore, next: 1, began_ms: now_ms, force, instances, versions });
+                    }
+                    Outcome::Gathered
+                }
+            }
+        } else if let Some((_, index)) = self.restored.filter(|(restored, _)| *restored == restore) {
+            Outcome::Restored { index }
+        } else {
+            match (self.gathered(restore), off) {
+                (None, _) | (Some(_), 1..) => lost,
+                (Some(_), ..=-1) => Outcome::Gathered,
+                (Some(gathered), 0) => {
+                    gathered.next += 1;
+                    match brings {
+                        Brings::Begin { .. } => unreachable!("it came before"),
+                        Brings::Instances(instances) => {
+                            gathered.instances.extend(instances);
+                            Outcome::Gathered
+                        }
+                        Brings::Document { gap } => {
+                            let version = next_version(Some(gathered), *gap);
+                            if gathered.versions.last() != Some(&version) {
+                                gathered.versions.push(version);
+                            }
+                            Outcome::Gathered
+                        }
+                        Brings::Finish { whole, index } => {
+                            let gathered = self.gathered.take().expect("it was there");
+                            match occupied.filter(|_| !gathered.force) {
+                                _ if !whole => lost,
+                                Some(refused) => refused,
+                                None => self.replace(gathered, *index, changes),
+                            }
+                        }
+                    }
+                }
+            }
+        };
+        assert_eq!(*outcome, expected);
+    }
+
+    /// The backup takes the place of all instances and documents.
+    fn replace(&mut self, gathered: Gathered, index: u64, changes: &[Change]) -> Outcome {
+        let newest = gathered.instances.iter().map(|(_, epoch, _)| *epoch).max().unwrap_or(0);
+        self.index = self.index.max(newest).max(index) + 1;
+        assert_eq!(changes, [Change { index: self.index, kind: ChangeKind::Reset }]);
+        (self.lives, self.kept) = (BTreeMap::new(), BTreeSet::new());
+        for (number, epoch, ttl_ms) in gathered.instances {
+            self.lives.insert(number, Life { epoch, ttl_ms, heard_ms: self.now_ms, expires_in_ms: None });
+            self.epochs.entry(number).or_default().push(epoch);
+        }
+        if let Some(staged) = self.staged.take() {
+            self.refuse(staged, REPLACED);
+        }
+        self.versions = gathered.versions;
+        let current = self.versions.last().copied();
+        // A number is given once.
+        let given = if self.format >= 3 { self.last_version } else { self.version };
+        self.last_version = self.last_version.max(current.unwrap_or(0));
+        if current.is_some_and(|current| current <= given) {
+            self.last_version += 1;
+            self.versions.push(self.last_version);
+        }
+        self.version = self.versions.last().copied().unwrap_or(0);
+        let refused = self.refused.iter().any(|(refused, _)| *refused == self.version);
+        assert!(self.format < 3 || !refused, "what was refused is not in force");
+        self.restored = Some((gathered.restore, self.index));
+        Outcome::Restored { index: self.index }
+    }
+
+    fn judge_tick(&mut self, elapsed_ms: u64, changes: &[Change]) {
+        self.clock_ms += elapsed_ms.min(ELAPSED_MS_MAX);
+        let clock_ms = self.clock_ms;
+        self.stored.retain(|_, (_, at_ms)| *at_ms + UPLOAD_FORGOTTEN_MS > clock_ms);
+        self.gathered.take_if(|gathered| gathered.began_ms + RESTORE_FORGOTTEN_MS <= clock_ms);
         for (number, epoch, heard_ms) in std::mem::take(&mut self.beats) {
             if let Some(life) = self.lives.get_mut(&number).filter(|life| life.epoch == epoch) {
                 life.heard_ms = life.heard_ms.max(heard_ms);
@@ -332,6 +592,14 @@ impl World {
             assert!(self.now_ms >= due_ms, "{} expired {} ms early", instance.id, due_ms - self.now_ms);
             assert_ne!(life.ttl_ms, 0, "it lives for ever");
         }
+    }
+}
+
+/// The number of a version so many after the last that came.
+fn next_version(gathered: Option<&Gathered>, gap: u64) -> u64 {
+    match gathered.and_then(|gathered| gathered.versions.last()) {
+        Some(last) => last + gap,
+        None => 1 + gap,
     }
 }
 
@@ -359,8 +627,7 @@ fn invariant_the_indexes_tell_of_the_same_instances(state: &State) {
         assert_eq!(state.expires_in_ms(&instance.id).is_some(), instance.ttl_ms > 0);
     }
     // The indexes are not in the bytes: they are rebuilt, and equal those that were kept step by step.
-    let decoded: State = decode("a state", &encode(state)).unwrap();
-    assert_eq!(decoded, *state);
+    assert_eq!(decode_state(&bytes(state)).unwrap(), *state);
 }
 
 fn invariant_the_clock_never_goes_back(state: &State, world: &mut World) {
@@ -379,15 +646,37 @@ fn invariant_what_was_activated_is_kept_and_nothing_else_runs(state: &State, wor
     assert_eq!(versions, world.versions[world.versions.len().saturating_sub(HISTORY)..]);
     assert_eq!(documents.current_version(), world.version);
     assert_eq!(documents.staged().map(|staged| staged.version), world.staged);
+    assert!(versions.is_sorted_by(|earlier, later| earlier < later), "{versions:?}");
     for version in world.last_version.saturating_sub(3)..=world.last_version {
-        let expected = match version {
-            0 => Fate::Unknown,
+        let refused = world.refused.iter().find(|(refused, _)| *refused == version);
+        let expected = match refused {
             _ if world.staged == Some(version) => Fate::Staged,
-            _ if world.versions.contains(&version) => Fate::Activated,
-            _ => Fate::Refused { reason: "n1: a test".to_owned() },
+            Some((_, reason)) => Fate::Refused { reason: (*reason).to_owned() },
+            None if versions.contains(&version) => Fate::Activated,
+            None => Fate::Unknown,
         };
         assert_eq!(documents.fate(version), expected);
     }
+}
+
+fn invariant_ids_are_given_once_and_for_ever(state: &State, world: &World) {
+    let members = state.members();
+    assert!(members.ids().eq(world.admitted.keys().copied()));
+    assert!(members.retired().eq(world.retired.iter().copied()));
+    for (node, incarnation) in &world.admitted {
+        assert!(members.knows(*node));
+        assert_eq!(members.by_incarnation(*incarnation), Some(*node));
+        assert_eq!(members.is_retired(*node), world.retired.contains(node));
+    }
+}
+
+fn invariant_the_format_is_the_one_it_is_written_in(state: &State, world: &World) {
+    assert_eq!(state.format(), world.format.max(OLDEST));
+    assert_eq!(format_of(&bytes(state)), state.format());
+}
+
+fn bytes(state: &State) -> bytes::Bytes {
+    encode_state(&state.freeze())
 }
 
 // === properties ===
@@ -402,19 +691,34 @@ struct Run {
 
 impl Run {
     fn step(&mut self, event: &Event) {
+        match event {
+            Event::Idle { ticks } => {
+                for _ in 0..*ticks {
+                    self.step(&Event::Wait { ms: ELAPSED_MS_MAX });
+                    self.step(&Event::Tick);
+                }
+            }
+            Event::Restart => self.twin = decode_state(&bytes(&self.twin)).unwrap(),
+            event => self.command(event),
+        }
+    }
+
+    fn command(&mut self, event: &Event) {
         let Some((command, since_tick_ms)) = self.world.command(event) else { return };
         let (mut changes, mut twins) = (Vec::new(), Vec::new());
         let outcome = self.state.apply(command.clone(), since_tick_ms, &mut changes);
         assert_eq!(self.twin.apply(command.clone(), since_tick_ms, &mut twins), outcome);
         assert_eq!(changes, twins);
         self.log.push((command, since_tick_ms));
-        self.world.judge(event, &outcome, &changes);
+        self.world.judge(event, since_tick_ms, &outcome, &changes);
         assert_eq!(self.state.index(), self.world.index);
-        assert_eq!(encode(&self.state), encode(&self.twin), "two replicas with one log hold equal bytes");
+        assert_eq!(bytes(&self.state), bytes(&self.twin), "two replicas with one log hold equal bytes");
         invariant_the_lives_are_those_of_the_world(&self.state, &self.world);
         invariant_the_indexes_tell_of_the_same_instances(&self.state);
         invariant_the_clock_never_goes_back(&self.state, &mut self.world);
         invariant_what_was_activated_is_kept_and_nothing_else_runs(&self.state, &self.world);
+        invariant_ids_are_given_once_and_for_ever(&self.state, &self.world);
+        invariant_the_format_is_the_one_it_is_written_in(&self.state, &self.world);
     }
 }
 
@@ -427,16 +731,16 @@ proptest! {
         let mut snapshot = None;
         for (at, event) in events.iter().enumerate() {
             if at == cut {
-                snapshot = Some((run.log.len(), encode(&run.state.freeze())));
+                snapshot = Some((run.log.len(), bytes(&run.state)));
             }
             run.step(event);
         }
-        if let Some((len, bytes)) = snapshot {
-            let mut restored: State = decode("a state", &bytes).unwrap();
+        if let Some((len, snapshot)) = snapshot {
+            let mut restored = decode_state(&snapshot).unwrap();
             for (command, since_tick_ms) in run.log.split_off(len) {
                 restored.apply(command, since_tick_ms, &mut Vec::new());
             }
-            prop_assert_eq!(encode(&restored), encode(&run.state), "snapshot and replay make the same");
+            prop_assert_eq!(bytes(&restored), bytes(&run.state), "snapshot and replay make the same");
         }
     }
 }
