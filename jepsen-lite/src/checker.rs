@@ -135,6 +135,7 @@ fn judge(events: &[Event], demands: &Demands, rules: impl FnOnce(&[Operation], &
         }
     }
     leadership::one_of_a_term(&operations, &mut judgement);
+    leadership::check_clocks(events, &operations, &mut judgement);
     rules(&operations, &mut judgement);
     judgement.count(&operations);
     judgement.doubt_unexpected(&operations);

@@ -129,7 +129,7 @@ impl Found {
         let mut cut_short = false;
         if let Some(snapshot) = dir.snapshots.newest()? {
             let record: convert::SnapshotRecord = decode("a snapshot's description", &snapshot.meta)?;
-            state = codec::decode_state(&snapshot.state).map_err(unread)?;
+            state = codec::decode_state(&snapshot.state).map_err(|error| unread(&error))?;
             cut_short = record.id.starts_with(RECOVERED);
             (last, membership) = (record.last, record.membership);
         }
@@ -210,9 +210,9 @@ impl Found {
 }
 
 fn decode<T: serde::de::DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, StartError> {
-    codec::decode(what, bytes).map_err(unread)
+    codec::decode(what, bytes).map_err(|error| unread(&error))
 }
 
-fn unread(error: CodecError) -> StartError {
-    StorageError::of("the node's data folder", &error).into()
+fn unread(error: &CodecError) -> StartError {
+    StorageError::of("the node's data folder", error).into()
 }

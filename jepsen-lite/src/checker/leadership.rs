@@ -1,5 +1,5 @@
-//! Leadership: a term has one leader; a follower that was cut off and returns changes nothing; how long writes wait
-//! for a new leader.
+//! Leadership: a term has one leader; a follower that was cut off and returns changes nothing, nor does a clock that
+//! jumps; how long writes wait for a new leader.
 
 use std::collections::BTreeMap;
 
@@ -74,6 +74,38 @@ pub(super) fn one_of_a_term(operations: &[Operation], judgement: &mut Judgement)
             let text = format!("node {first} leads in term {term}, and so does node {id}");
             judgement.violation("a term has two leaders", text, vec![by, operation]);
         }
+    }
+}
+
+/// Where nothing but clocks was set off and nobody changed the members or the leader, the term is the same from before
+/// the first of them to the end.
+pub(super) fn check_clocks(events: &[Event], operations: &[Operation], judgement: &mut Judgement) {
+    let mut first_us = None;
+    for (at_us, fault) in faults(events) {
+        match fault.kind {
+            FaultKind::ClockOff => first_us = first_us.or(Some(at_us)),
+            FaultKind::ClockRight | FaultKind::Start | FaultKind::Serves => {}
+            _ => return,
+        }
+    }
+    let Some(first_us) = first_us else { return };
+    if operations.iter().any(|op| matches!(op.call, Call::Change(_))) {
+        return;
+    }
+    let statuses: Vec<_> = operations.iter().filter_map(|op| Some((op, leader_seen(op)?))).collect();
+    let before = statuses.iter().rfind(|(op, (leader, _))| ended(op) < first_us && leader.is_some());
+    let Some((first, (_, term))) = before else {
+        judgement.doubts.push("nobody said who led before a clock was set off".to_owned());
+        return;
+    };
+    if let Some((op, (_, now_term))) =
+        statuses.iter().find(|(op, seen)| op.invoked_us >= first_us && seen.1 != *term)
+    {
+        let text = format!(
+            "it was term {term} before the first clock was set off, {} then said {now_term}",
+            op.node
+        );
+        judgement.violation("a clock that jumped cost the lead", text, vec![first, op]);
     }
 }
 

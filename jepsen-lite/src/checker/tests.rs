@@ -429,6 +429,22 @@ fn a_leader_that_is_deposed_is_found() {
 }
 
 #[test]
+fn a_clock_that_costs_the_lead_is_found_unless_something_else_may_have() {
+    let jumps = |term, other: Option<FaultKind>| {
+        let mut history = History::default();
+        history.status("n1", Some("n1"), 4);
+        history.fault(FaultKind::ClockOff, "n1");
+        other.into_iter().for_each(|kind| history.fault(kind, "n2"));
+        history.status("n2", Some("n1"), term);
+        history.fault(FaultKind::ClockRight, "n1");
+        history.ends_with(&[])
+    };
+    is_valid(&jumps(4, None));
+    breaks(&jumps(5, None), "a clock that jumped cost the lead");
+    is_valid(&jumps(5, Some(FaultKind::Delay)));
+}
+
+#[test]
 fn failover_is_the_first_write_that_began_after_the_kill() {
     let mut history = History::default();
     let open = history.begin("w1", "n2", register("a", "1"));

@@ -1,4 +1,4 @@
-//! When which nodes were disturbed, from the record of the faults.
+//! When which nodes were disturbed, from the record of the faults. A wall clock that is wrong disturbs nothing.
 
 use crate::history::{Event, Fault, FaultKind};
 
@@ -22,11 +22,7 @@ pub(super) fn disturbances(events: &[Event]) -> Vec<Disturbance<'_>> {
             one.kind == kind && one.nodes == nodes && one.to_us == u64::MAX
         };
         let ends = match kind {
-            FaultKind::Kill
-            | FaultKind::Pause
-            | FaultKind::Partition
-            | FaultKind::Delay
-            | FaultKind::ClockOff => {
+            FaultKind::Kill | FaultKind::Pause | FaultKind::Partition | FaultKind::Delay => {
                 // A node that is killed while it starts has been disturbed all the time.
                 if !disturbances.iter_mut().any(|one| is_open(&one, *kind)) {
                     let from_us = at_us.saturating_sub(WRITTEN_LATE_US);
@@ -38,8 +34,12 @@ pub(super) fn disturbances(events: &[Event]) -> Vec<Disturbance<'_>> {
             FaultKind::Continue => FaultKind::Pause,
             FaultKind::Rejoin => FaultKind::Partition,
             FaultKind::Hasten => FaultKind::Delay,
-            FaultKind::ClockRight => FaultKind::ClockOff,
-            FaultKind::Start | FaultKind::Cut | FaultKind::Heal | FaultKind::Settled => continue,
+            FaultKind::ClockOff
+            | FaultKind::ClockRight
+            | FaultKind::Start
+            | FaultKind::Cut
+            | FaultKind::Heal
+            | FaultKind::Settled => continue,
         };
         if let Some(one) = disturbances.iter_mut().find(|one| is_open(one, ends)) {
             one.to_us = *at_us;

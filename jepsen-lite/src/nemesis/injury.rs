@@ -47,6 +47,8 @@ pub enum Nemesis {
     Clock,
     /// the same with the leader's
     ClockLeader,
+    /// the wall clocks of the leader and then of each other node jump by an hour, forward and back (needs the same)
+    Hour,
 }
 
 /// What injuries need.
@@ -107,12 +109,15 @@ const CLOCK_S_MAX: i64 = 3600;
 /// And at least.
 const CLOCK_S_MIN: i64 = 60;
 
+/// Between two jumps of clocks: a few heartbeats, and with all jumps of a node more than a tick of the leader's.
+const JUMP_PAUSE: Duration = Duration::from_millis(700);
+
 // === impl Nemesis ===
 
 impl Nemesis {
     /// Whether it sets a clock off, which takes a library that may not be there.
     pub fn sets_a_clock(self) -> bool {
-        matches!(self, Self::Clock | Self::ClockLeader)
+        matches!(self, Self::Clock | Self::ClockLeader | Self::Hour)
     }
 
     /// How many nodes it needs.
@@ -142,6 +147,7 @@ impl Nemesis {
             Self::Delay => return Ok(delay(victims, rng)),
             Self::Clock => return set_clock(victims, one, rng),
             Self::ClockLeader => return set_clock(victims, leader, rng),
+            Self::Hour => return jump(victims, leader),
             Self::Halves => {
                 let (minority, majority) = all.split_at((count - 1) / 2);
                 cut(both_ways(minority, majority), minority.to_vec())
@@ -240,6 +246,21 @@ fn set_clock(victims: &mut Victims<'_>, node: usize, rng: &mut StdRng) -> io::Re
     victims.record(FaultKind::ClockOff, &[node], true, note.clone());
     victims.processes.set_clock(node, offset_s)?;
     Ok(Injury { undo: Undo::SetClock, nodes: vec![node], note, took_hold: true })
+}
+
+/// Forward, back by twice as much, and so on with the next: at the end all are behind.
+fn jump(victims: &mut Victims<'_>, leader: usize) -> io::Result<Injury> {
+    let count = victims.processes.len();
+    let nodes: Vec<usize> = (0..count).map(|place| (leader + place) % count).collect();
+    let note = format!("by {CLOCK_S_MAX} s and by -{CLOCK_S_MAX} s, one after the other");
+    victims.record(FaultKind::ClockOff, &nodes, true, note.clone());
+    for node in &nodes {
+        for offset_s in [CLOCK_S_MAX, -CLOCK_S_MAX] {
+            victims.processes.set_clock(*node, offset_s)?;
+            thread::sleep(JUMP_PAUSE);
+        }
+    }
+    Ok(Injury { undo: Undo::SetClock, nodes, note, took_hold: true })
 }
 
 /// Kills come so quickly that some hit a node that is starting, and some a cluster without a quorum.
