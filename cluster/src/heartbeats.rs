@@ -21,14 +21,17 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use futures_util::future::select_ok;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use gogate_proto::v1;
 use tokio::sync::{Notify, watch};
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::{
     batch::heartbeat_weight,
@@ -43,13 +46,16 @@ use crate::{
 const INBOX_MAX: usize = 500_000;
 
 /// From one round for beats to the next: what comes meanwhile shares the next one, however many nodes it comes from.
-const ROUND_PERIOD: Duration = Duration::from_millis(15);
+const ROUND_PERIOD: Duration = Duration::from_millis(20);
 
 /// How long the leader may take to be sure. It is asked again, or the next one is.
 const CERTAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The same with the way there and back.
 const CALL_TIMEOUT: Duration = Duration::from_millis(700);
+
+/// A voter that has not said by then that it remembers is not the only one asked.
+const KEEPER_PATIENCE: Duration = Duration::from_millis(50);
 
 /// Beats that are remembered for the next leader; of more, the oldest are forgotten.
 const TOLD_MAX: usize = 500_000;
@@ -70,6 +76,8 @@ pub(crate) struct Inbox {
     ticked: watch::Sender<u64>,
     /// When the last round for beats began or will begin.
     round: Mutex<Instant>,
+    /// The voter that remembered beats last.
+    keeper: AtomicU64,
 }
 
 #[derive(Default)]
@@ -154,6 +162,7 @@ impl Inbox {
             waiting: Mutex::default(),
             ticked: watch::Sender::new(0),
             round: Mutex::new(Instant::now()),
+            keeper: AtomicU64::new(0),
         }
     }
 
@@ -421,7 +430,7 @@ fn of_messages(heartbeats: Vec<v1::Heartbeat>) -> Vec<Heartbeat> {
 
 /// On the leader: takes beats in, is sure that it leads, and has them kept by a second node with `keep`, which is told
 /// the inbox and how many ticks were begun. What is certainly not done was not taken in; anything else may have been.
-async fn take<K: Future<Output = Result<(), Status>>>(
+async fn take<K: Future<Output = Result<(), ()>>>(
     node: &Node,
     heartbeats: &[Heartbeat],
     keep: impl FnOnce(u64, u64) -> K,
@@ -441,7 +450,7 @@ async fn take<K: Future<Output = Result<(), Status>>>(
         node.inbox.ticked(ticks).await;
         Ok(())
     };
-    let kept = async { keep(taken.inbox, ticks).await.map_err(drop) };
+    let kept = keep(taken.inbox, ticks);
     let certain = tokio::time::timeout(CERTAIN_TIMEOUT, async { tokio::try_join!(leads, kept) }).await;
     // The round may have been another leader's, whom this node only asked. Terms do not go back, so this node's view
     // was the same at both looks only if it was in between, too.
@@ -458,33 +467,41 @@ async fn take<K: Future<Output = Result<(), Status>>>(
     Ok(taken)
 }
 
-/// On the leader: has another voter remember its own callers' beats. A cluster of one has nobody to outlive it.
-async fn keep(node: &Node, inbox: u64, ticks: u64, heartbeats: &[Heartbeat]) -> Result<(), Status> {
+/// On the leader: has another voter remember its own callers' beats: the one that did so last, then the others. A
+/// cluster of one has nobody to outlive it.
+async fn keep(node: &Node, inbox: u64, ticks: u64, heartbeats: &[Heartbeat]) -> Result<(), ()> {
     let membership = node.core.roles().membership();
-    let others = membership.nodes.iter().filter(|(id, _)| **id != node.id && membership.is_voter(**id));
-    let request = v1::KeepHeartbeatsRequest {
-        inbox,
-        ticks,
-        ticked: *node.inbox.ticked.borrow(),
-        heartbeats: messages(heartbeats),
-    };
-    let calls: Vec<_> = others
-        .map(|(id, record)| {
-            let link = node.links.member(*id, record);
-            let request = link.request(request.clone(), Some(CERTAIN_TIMEOUT));
-            Box::pin(async move {
-                match link.client().keep_heartbeats(request).await {
-                    // A node of a version before keeps nothing; with it there is no more than there was.
-                    Err(status) if status.code() != Code::Unimplemented => Err(status),
-                    _ => Ok(()),
-                }
-            })
-        })
-        .collect();
-    if calls.is_empty() {
+    let mut others: Vec<_> = membership.nodes.iter().collect();
+    others.retain(|(id, _)| **id != node.id && membership.is_voter(**id));
+    if others.is_empty() {
         return Ok(());
     }
-    select_ok(calls).await.map(drop)
+    let last = node.inbox.keeper.load(Ordering::Relaxed);
+    others.sort_by_key(|(id, _)| **id != last);
+    let ticked = *node.inbox.ticked.borrow();
+    let request = v1::KeepHeartbeatsRequest { inbox, ticks, ticked, heartbeats: messages(heartbeats) };
+    let (mut others, mut asked) = (others.into_iter(), FuturesUnordered::new());
+    loop {
+        if let Some((id, record)) = others.next() {
+            let link = node.links.member(*id, record);
+            let request = link.request(request.clone(), Some(CERTAIN_TIMEOUT));
+            asked.push(async move { (*id, link.client().keep_heartbeats(request).await) });
+        }
+        tokio::select! {
+            kept = asked.next() => match kept {
+                // A node of a version before keeps nothing; with it there is no more than there was.
+                Some((id, Err(status))) if status.code() != Code::Unimplemented => {
+                    tracing::debug!(id, %status, "a voter does not keep heartbeats");
+                }
+                Some((id, _)) => {
+                    node.inbox.keeper.store(id, Ordering::Relaxed);
+                    return Ok(());
+                }
+                None => return Err(()),
+            },
+            () = tokio::time::sleep(KEEPER_PATIENCE) => {}
+        }
+    }
 }
 
 /// On another voter: remembers what lies in the leader's inbox only.

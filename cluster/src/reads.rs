@@ -65,6 +65,8 @@ impl Rounds {
     async fn rounds(&mut self) {
         while let Some(first) = self.queue.recv().await {
             self.waiting.push(first);
+            // Whoever was woken together with the first one is in the same round.
+            tokio::task::yield_now().await;
             while !self.waiting.is_empty() {
                 while self.waiting.len() < QUEUE
                     && let Ok(next) = self.queue.try_recv()
