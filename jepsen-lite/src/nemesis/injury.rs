@@ -250,8 +250,8 @@ fn set_clock(victims: &mut Victims<'_>, node: usize, rng: &mut StdRng) -> io::Re
 
 /// Forward, back by twice as much, and so on with the next: at the end all are behind.
 fn jump(victims: &mut Victims<'_>, leader: usize) -> io::Result<Injury> {
-    let count = victims.processes.len();
-    let nodes: Vec<usize> = (0..count).map(|place| (leader + place) % count).collect();
+    let others = victims.nodes.iter().copied().filter(|node| *node != leader);
+    let nodes: Vec<usize> = std::iter::once(leader).chain(others).collect();
     let note = format!("by {CLOCK_S_MAX} s and by -{CLOCK_S_MAX} s, one after the other");
     victims.record(FaultKind::ClockOff, &nodes, true, note.clone());
     for node in &nodes {
